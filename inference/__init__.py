@@ -1,0 +1,1 @@
+"""How we learn: densities, runners, runs, evidence and calibration."""

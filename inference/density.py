@@ -1,0 +1,717 @@
+"""A Pyro model and its data as one flat log density: value, gradient, transforms, names and shapes.
+
+Continuous latents live in an unconstrained vector z. Discrete latents are summed out: those inside a plate of the
+data element by element, those outside as alternatives for the whole dataset. Nothing here is random.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+import xarray as xr
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import biject_to
+from torch.func import grad_and_value, vmap
+
+from ..models.model import Data, Model, View, sampled
+from ..models.priors import ModelError, Prior
+
+__all__ = ["Density", "Factor", "Site", "sum_product"]
+
+Values = dict[str, Tensor]
+# One size for every traced batch: shorter ones are padded, so that there is one trace a density.
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Site:
+    """A latent of the model.
+
+    Attributes:
+        name: as in the model.
+        shape: shape of its value.
+        free_shape: shape of its unconstrained value; equals `shape` for discrete latents.
+        plates: dimensions of the data it is replicated over, by axis of its batch shape counted from the right.
+        size: number of alternatives of a discrete latent, None for a continuous one.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    free_shape: tuple[int, ...]
+    plates: tuple[tuple[int, str], ...]
+    size: int | None = None
+
+    @property
+    def numel(self) -> int:
+        """Length of the unconstrained value."""
+        return int(np.prod(self.free_shape))
+
+    @property
+    def local(self) -> bool:
+        """Whether every element of a plate has its own."""
+        return bool(self.plates)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One term of the log joint: a tensor over enumeration axes and plate axes, all counted from the right."""
+
+    name: str
+    value: Tensor
+    plates: frozenset[int]
+    is_data: bool
+
+
+class _Latents(Messenger):
+    """Hands values to the latents: transformed from z, held, or enumerated. Notes the log Jacobians."""
+
+    def __init__(self, free: Mapping[str, Tensor], held: Mapping[str, Tensor], first: int) -> None:
+        super().__init__()
+        self.free, self.held, self.first = free, held, first
+        self.axes: dict[str, int] = {}
+        self.plates_of_axis: dict[int, frozenset[int]] = {}
+        self.jacobian: list[Tensor] = []
+
+    def _pyro_sample(self, msg: Any) -> None:
+        taken = msg["is_observed"] or msg["infer"].get("is_data") or msg["done"]
+        if taken or site_is_subsample(msg):
+            return
+        name, fn = msg["name"], msg["fn"]
+        if name in self.held:
+            # Shaped like an enumeration of one alternative, so that the story indexes with it in the same way.
+            msg["value"] = self.held[name].reshape((1,) * -self.first + fn.event_shape)
+        elif name in self.free:
+            transform = biject_to(fn.support)
+            free = self.free[name]
+            msg["value"] = transform(free)
+            self.jacobian.append(transform.log_abs_det_jacobian(free, msg["value"]).sum())
+        elif getattr(fn, "has_enumerate_support", False):
+            msg["value"] = self._enumerate(name, fn, msg["cond_indep_stack"])
+        else:
+            raise ModelError(f"the latent {name!r} ({type(fn).__name__}) cannot be summed out")
+        msg["done"] = True
+
+    def _enumerate(self, name: str, fn: Any, stack: Any) -> Tensor:
+        values: Tensor = fn.enumerate_support(expand=False)
+        axis = self.first - len(self.axes)
+        self.axes[name] = axis
+        self.plates_of_axis[axis] = frozenset(f.dim for f in stack if f.dim is not None)
+        return values.reshape(values.shape[:1] + (1,) * (-axis - 1) + fn.event_shape)
+
+
+def sum_product(
+    factors: list[Factor],
+    plates_of_axis: Mapping[int, frozenset[int]],
+    sizes: Mapping[int, int],
+    keep_plates: frozenset[int] = frozenset(),
+    keep_axes: frozenset[int] = frozenset(),
+) -> Tensor:
+    """Sum out the enumerated axes and multiply over the plates, innermost first, in log space.
+
+    Args:
+        factors: terms of the log joint.
+        plates_of_axis: for every enumeration axis, the plates its latent lives in.
+        sizes: size of every plate.
+        keep_plates: plates to leave as axes of the result.
+        keep_axes: enumeration axes to leave.
+    """
+    terms = [(f.value, f.plates) for f in factors]
+    while True:
+        open_terms = [
+            t
+            for t in terms
+            if not t[1] <= keep_plates or _axes(t[0], plates_of_axis, keep_axes, t[1])
+        ]
+        if not open_terms:
+            break
+        inner = max((t[1] for t in open_terms), key=len)
+        group = [t[0] for t in terms if t[1] == inner]
+        terms = [t for t in terms if t[1] != inner]
+        own = {a for a, p in plates_of_axis.items() if p == inner and a not in keep_axes}
+        for value in _components(group, own):
+            terms.append(_leave(value, own, inner, plates_of_axis, sizes, keep_plates))
+    total = terms[0][0]
+    for value, _ in terms[1:]:
+        total = total + value
+    return total
+
+
+def _depends(value: Tensor, axis: int) -> bool:
+    return value.dim() >= -axis and value.shape[axis] > 1
+
+
+def _axes(
+    value: Tensor, plates_of_axis: Mapping[int, Any], keep: frozenset[int], plates: frozenset[int]
+) -> set[int]:
+    return {a for a in plates_of_axis if a not in keep and _depends(value, a)}
+
+
+def _components(group: list[Tensor], own: set[int]) -> list[Tensor]:
+    """Add terms that share an axis to be summed out; others stay apart."""
+    parts: list[tuple[Tensor, set[int]]] = []
+    for value in group:
+        axes = {a for a in own if _depends(value, a)}
+        joined = [p for p in parts if p[1] & axes or (not axes and not p[1])]
+        parts = [p for p in parts if not any(p is j for j in joined)]
+        for other, other_axes in joined:
+            value, axes = value + other, axes | other_axes
+        parts.append((value, axes))
+    return [value for value, _ in parts]
+
+
+def _leave(
+    value: Tensor,
+    own: set[int],
+    inner: frozenset[int],
+    plates_of_axis: Mapping[int, frozenset[int]],
+    sizes: Mapping[int, int],
+    keep_plates: frozenset[int],
+) -> tuple[Tensor, frozenset[int]]:
+    """Sum out the axes of this plate, then move the term out of the plates that nothing else in it needs."""
+    axes = [a for a in sorted(own) if _depends(value, a)]
+    if axes:
+        value = torch.logsumexp(value, dim=axes, keepdim=True)
+    left = frozenset[int]().union(
+        *(p for a, p in plates_of_axis.items() if _depends(value, a)), inner & keep_plates
+    )
+    outer = left & inner
+    for plate in inner - outer:
+        if value.dim() >= -plate:
+            copies = 1 if value.shape[plate] == sizes[plate] else sizes[plate]
+            value = value.sum(plate, keepdim=True) * copies
+        else:
+            value = value * sizes[plate]
+    return value, outer
+
+
+class Density:
+    """The unnormalised log posterior of a model given data and a resolved prior.
+
+    Attributes:
+        sites: continuous latents, in the order of the flat vector.
+        discrete: discrete latents, summed out.
+        dim: length of the flat vector.
+        derived: names of the model's deterministic quantities.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        data: xr.Dataset,
+        prior: Prior,
+        *,
+        mask: np.ndarray | None = None,
+        device: str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        self.model, self.data, self.prior, self.device = model, data, prior, device
+        self.view = View(data, device)
+        self.unit = model.unit if set(model.unit) <= set(self.view.sizes) else self._unit_here()
+        self.mask = None if mask is None else torch.as_tensor(mask, device=device)
+        self.path = "eager"
+        self._traces: dict[tuple[int, bool], Callable[..., tuple[Tensor, Tensor]]] = {}
+        self.networks: torch.nn.Module | None = None
+        if model.amortised:
+            self.networks = model.networks(self.view, prior, seed)
+        self._describe()
+
+    def _unit_here(self) -> tuple[str, ...]:
+        """The unit dimensions that this variant of the kind has, such as a field without y."""
+        return tuple(d for d in self.model.unit if d in self.view.sizes)
+
+    def story(self) -> Any:
+        """Run the generative story once, under whatever handlers are active."""
+        if self.networks is not None:
+            return self.networks.model(self.view, self.prior)  # type: ignore[operator]
+        return self.model.story(self.view, self.prior)
+
+    def handlers(self, *, generate: bool = False, masked: bool = True) -> Data:
+        """The handler that gives the story its data, all of them where `masked` is false."""
+        mask = self.mask if masked else None
+        return Data(self.view, mask=mask, unit=self.unit, generate=generate)
+
+    @property
+    def plate_total(self) -> int:
+        """Number of exchangeable units."""
+        return int(np.prod(self.unit_shape)) if self.unit_shape else 1
+
+    def _describe(self) -> None:
+        """Run the story once to learn which latents there are."""
+        with pyro.validation_enabled(True), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            with pyro.poutine.trace() as tracer, self.handlers():
+                self.story()
+        self.sites: list[Site] = []
+        self.discrete: list[Site] = []
+        self.derived: list[str] = []
+        self.observed: list[str] = []
+        self.plate_sizes: dict[int, int] = {}
+        deepest = 0
+        for name, node in sampled(tracer.trace):
+            stack = node["cond_indep_stack"]
+            frames = [f for f in stack if f.dim is not None]
+            self.plate_sizes |= {f.dim: int(f.size) for f in frames}
+            deepest = max([deepest, *(-f.dim for f in frames)])
+            fn = node["fn"]
+            if node["infer"].get("is_data"):
+                self.observed.append(name)
+            elif node["infer"].get("_deterministic"):
+                self.derived.append(name)
+            elif not node["is_observed"]:
+                deepest = max(deepest, len(fn.batch_shape))
+                self._add_site(name, node, fn, frames)
+        if not self.observed:
+            raise ModelError(f"{self.model.name} observes nothing: it needs an observe(...) line")
+        self.deepest = deepest
+        self.dim = sum(site.numel for site in self.sites)
+        self._probe()
+
+    def _probe(self) -> None:
+        """Evaluate two points at once, to say early what a story does that cannot be done for many."""
+        try:
+            self.log_prob(torch.zeros(2, self.dim, dtype=torch.float64))
+        except RuntimeError as error:
+            if "data-dependent control flow" not in str(error):
+                raise
+            raise ModelError(
+                f"{self.model.name} branches on the value of a latent, or turns one into a number; "
+                "use torch.where and tensor operations instead"
+            ) from None
+
+    def _add_site(self, name: str, node: Any, fn: Any, frames: Any) -> None:
+        value = node["value"]
+        plates = tuple((f.dim, str(f.name)) for f in frames)
+        shape = tuple(value.shape)
+        if getattr(fn.support, "is_discrete", False):
+            if not getattr(fn, "has_enumerate_support", False):
+                raise ModelError(f"the latent {name!r} ({type(fn).__name__}) cannot be summed out")
+            size = int(fn.enumerate_support(expand=False).shape[0])
+            self.discrete.append(Site(name, shape, shape, plates, size))
+        else:
+            free = biject_to(fn.support).inv(value)
+            self.sites.append(Site(name, shape, tuple(free.shape), plates))
+
+    @property
+    def alternatives(self) -> list[Site]:
+        """Discrete latents of the whole dataset, such as a graph."""
+        return [site for site in self.discrete if not site.local]
+
+    @property
+    def classes(self) -> list[Site]:
+        """Discrete latents that every element of the data has of its own, such as an atom's class."""
+        return [site for site in self.discrete if site.local]
+
+    def split(self, z: Tensor) -> Values:
+        """The flat vector as unconstrained values by name."""
+        parts: Values = {}
+        start = 0
+        for site in self.sites:
+            parts[site.name] = z[start : start + site.numel].reshape(site.free_shape)
+            start += site.numel
+        return parts
+
+    def _run(
+        self, z: Tensor, held: Mapping[str, Tensor], masked: bool = True
+    ) -> tuple[Any, _Latents]:
+        latents = _Latents(self.split(z), held, -1 - self.deepest)
+        with pyro.poutine.trace() as tracer, latents, self.handlers(masked=masked):
+            self.story()
+        return tracer.trace, latents
+
+    def factors(
+        self, z: Tensor, held: Mapping[str, Tensor] | None = None, *, masked: bool = True
+    ) -> tuple[list[Factor], _Latents]:
+        """Every term of the log joint at z, discrete latents enumerated but for those held."""
+        trace, latents = self._run(z, held or {}, masked)
+        found = []
+        for name, node in sampled(trace):
+            if node["infer"].get("_deterministic"):
+                continue
+            term = node["fn"].log_prob(node["value"])
+            if node["mask"] is not None:
+                term = torch.where(node["mask"], term, torch.zeros((), dtype=term.dtype))
+            if isinstance(node["scale"], Tensor) or node["scale"] != 1.0:
+                term = term * node["scale"]
+            plates = frozenset(f.dim for f in node["cond_indep_stack"] if f.dim is not None)
+            term, plates = self._sum_loose(term, plates)
+            found.append(Factor(name, term, plates, bool(node["infer"].get("is_data"))))
+        return found, latents
+
+    def _sum_loose(self, term: Tensor, plates: frozenset[int]) -> tuple[Tensor, frozenset[int]]:
+        """Sum the batch axes that no plate declares, such as those of a vector of parameters."""
+        for axis in range(-min(term.dim(), self.deepest), 0):
+            if axis not in plates and term.shape[axis] > 1:
+                term = term.sum(axis, keepdim=True)
+        return term, plates
+
+    def _total(self, z: Tensor, held: Mapping[str, Tensor] | None = None) -> Tensor:
+        factors, latents = self.factors(z, held)
+        total = sum_product(factors, latents.plates_of_axis, self.plate_sizes)
+        return total.reshape(()) + sum(latents.jacobian, torch.zeros((), dtype=torch.float64))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density at one flat vector or at each of a batch of them."""
+        with pyro.validation_enabled(False):
+            return self._total(z) if z.dim() == 1 else vmap(self._total)(z)
+
+    def gradient(
+        self, z: Tensor, held: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Log density (n,) and its gradient (n, dim) at a batch of flat vectors.
+
+        Args:
+            z: flat vectors (n, dim).
+            held: a value of every alternative for each vector; by default they are summed out.
+        """
+        fixed = [held[site.name] for site in self.alternatives] if held else []
+        values, gradients = [], []
+        for start in range(0, len(z), BATCH):
+            parts = [_padded(t[start : start + BATCH]) for t in (z, *fixed)]
+            size = min(BATCH, len(z) - start)
+            gradient, value = self._traced(BATCH, bool(held))(*parts)
+            values.append(value[:size].detach())
+            gradients.append(gradient[:size].detach())
+        return torch.cat(values), torch.cat(gradients)
+
+    def gradient_at(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log density and gradient at one flat vector, for samplers that move one point at a time."""
+        gradient, value = self._traced(1)(z[None])
+        return value[0].detach(), gradient[0].detach()
+
+    def hessian(
+        self, z: Tensor, held: Mapping[str, Tensor] | None = None, step: Tensor | float = 1e-4
+    ) -> Tensor:
+        """Second derivatives (dim, dim) at one flat vector, by central differences of the gradient.
+
+        Args:
+            z: the point.
+            held: a value of every alternative, with a leading axis of one.
+            step: of the differences, one for all axes or one each.
+        """
+        width = torch.as_tensor(step, dtype=z.dtype).expand(self.dim)
+        steps = torch.diag(width)
+        points = torch.cat([z + steps, z - steps])
+        fixed = {k: v.expand(len(points), *v.shape[1:]) for k, v in (held or {}).items()}
+        _, gradient = self.gradient(points, fixed)
+        rows: Tensor = (gradient[: self.dim] - gradient[self.dim :]) / (2 * width[:, None])
+        return 0.5 * (rows + rows.T)
+
+    def _traced(self, n: int, is_held: bool = False) -> Callable[..., tuple[Tensor, Tensor]]:
+        """Gradient and value at n points: traced to plain tensor operations, eager where that fails."""
+        if (n, is_held) not in self._traces:
+            self._traces[n, is_held] = self._trace_or_not(n, is_held)
+        return self._traces[n, is_held]
+
+    def _trace_or_not(self, n: int, is_held: bool) -> Callable[..., tuple[Tensor, Tensor]]:
+        sites = self.alternatives if is_held else []
+
+        def total(z: Tensor, *fixed: Tensor) -> Tensor:
+            return self._total(z, {s.name: v for s, v in zip(sites, fixed, strict=True)})
+
+        eager = vmap(grad_and_value(total))
+
+        def checked(z: Tensor, *fixed: Tensor) -> tuple[Tensor, Tensor]:
+            with pyro.validation_enabled(False):
+                gradient, value = eager(z, *fixed)
+            return gradient, value
+
+        example = torch.zeros(n, self.dim, dtype=torch.float64)
+        fixed = [torch.zeros(n, *site.shape, dtype=torch.int64) for site in sites]
+        try:
+            traced = _trace(checked, example, *fixed)
+            agree = all(
+                torch.allclose(a, b, rtol=1e-6, equal_nan=True)
+                for a, b in zip(
+                    traced(example + 0.1, *fixed), checked(example + 0.1, *fixed), strict=True
+                )
+            )
+        except (RuntimeError, TypeError, ValueError, AttributeError, ImportError) as error:
+            self.path = f"eager: {str(error).splitlines()[0][:200]}"
+            return checked
+        self.path = (
+            "traced" if agree else "eager: the trace does not agree, the model branches on values"
+        )
+        return traced if agree else checked
+
+    def initial(self, n: int, seed: int) -> Tensor:
+        """Starting points: draws from the prior, unconstrained, (n, dim)."""
+        return torch.stack([self.unconstrain(draw) for draw in self.prior_draws(n, seed)[0]])
+
+    def expectation(self, z: Tensor, held: Mapping[str, Tensor] | None = None) -> Values:
+        """Mean of every observed variable given the latents, where its distribution has one."""
+        with pyro.validation_enabled(False), torch.no_grad():
+            trace, _ = self._run(z, held or {})
+        found = {}
+        for name in self.observed:
+            mean = trace.nodes[name]["fn"].mean
+            found[name] = mean.reshape(tuple(self.view.sizes[d] for d in self.view.dims(name)))
+        return found
+
+    def prior_draws(self, n: int, seed: int) -> tuple[list[Values], list[Values]]:
+        """Draws of the latents and derived quantities from the prior, and of the data predicted from each."""
+        draws, predicted = [], []
+        with pyro.validation_enabled(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for _ in range(n):
+                with pyro.poutine.trace() as tracer, self.handlers(generate=True):
+                    self.story()
+                draws.append(self._values(tracer.trace, is_data=False))
+                predicted.append(self._values(tracer.trace, is_data=True))
+        return draws, predicted
+
+    def predict(self, draws: list[Values], seed: int) -> list[Values]:
+        """New data at each of a list of latents' values."""
+        predicted = []
+        with pyro.validation_enabled(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for draw in draws:
+                held = {k: v for k, v in draw.items() if k not in self.derived}
+                with pyro.poutine.trace() as tracer, self.handlers(generate=True):
+                    pyro.poutine.condition(self.story, data=held)()
+                predicted.append(self._values(tracer.trace, is_data=True))
+        return predicted
+
+    def _values(self, trace: Any, *, is_data: bool) -> Values:
+        return {
+            name: node["value"].detach()
+            for name, node in sampled(trace)
+            if bool(node["infer"].get("is_data")) == is_data
+            and not isinstance(node["fn"], dist.Unit)
+        }
+
+    def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The flat vector of values by name."""
+        parts: list[Tensor] = []
+
+        class Free(Messenger):
+            def _pyro_sample(self, msg: Any) -> None:
+                if msg["name"] in values and not msg["infer"].get("is_data"):
+                    msg["value"], msg["done"] = values[msg["name"]], True
+
+        with pyro.validation_enabled(False), torch.no_grad():
+            with pyro.poutine.trace() as tracer, Free(), self.handlers():
+                self.story()
+            for site in self.sites:
+                node = tracer.trace.nodes[site.name]
+                parts.append(biject_to(node["fn"].support).inv(node["value"]).reshape(-1))
+        return torch.cat(parts).to(torch.float64) if parts else torch.zeros(0, dtype=torch.float64)
+
+    def constrain(self, z: Tensor, held: Mapping[str, Tensor] | None = None) -> Values:
+        """Latents and derived quantities by name, with a leading axis over the batch of flat vectors."""
+
+        def one(point: Tensor, fixed: Values) -> Values:
+            trace, _ = self._run(point, fixed)
+            names = [site.name for site in self.sites]
+            if not self.discrete or fixed:
+                names += self.derived
+            return {name: trace.nodes[name]["value"] for name in names}
+
+        with pyro.validation_enabled(False), torch.no_grad():
+            return self._over_draws(one, z, held)
+
+    def log_prior(self, z: Tensor, held: Mapping[str, Tensor] | None = None) -> Values:
+        """Log prior density of every latent in its own space, summed over its elements."""
+
+        def one(point: Tensor, fixed: Values) -> Values:
+            factors, _ = self.factors(point, fixed)
+            names = {s.name for s in self.sites} | set(fixed)
+            return {f.name: f.value.sum() for f in factors if f.name in names}
+
+        with pyro.validation_enabled(False), torch.no_grad():
+            return self._over_draws(one, z, held)
+
+    def pointwise(self, z: Tensor, held: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Log likelihood of every exchangeable unit, (n, *unit), local classes summed out.
+
+        Units that the mask leaves out have theirs too: that is how they are predicted.
+
+        Args:
+            z: batch of flat vectors.
+            held: values of the alternatives, one for each flat vector.
+        """
+        axes = self.unit_axes
+
+        def one(point: Tensor, fixed: Values) -> Tensor:
+            factors, latents = self.factors(point, fixed, masked=False)
+            local = {site.name for site in self.classes}
+            terms = [f for f in factors if f.is_data or f.name in local]
+            total = sum_product(
+                terms, latents.plates_of_axis, self.plate_sizes, frozenset(axes.values())
+            )
+            return self.as_units(total)
+
+        with pyro.validation_enabled(False), torch.no_grad():
+            found: Tensor = self._over_draws(one, z, held)
+        return found
+
+    @property
+    def unit_axes(self) -> dict[str, int]:
+        """Axis of every unit dimension among the plates."""
+        dims = self.view.dims(self.observed[0])
+        with_plates = {d: i - self._batch_dims() for i, d in enumerate(dims[: self._batch_dims()])}
+        return {d: with_plates[d] for d in self.unit if d in with_plates}
+
+    def _batch_dims(self) -> int:
+        if not hasattr(self, "_batch"):
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                with pyro.poutine.trace() as tracer, self.handlers():
+                    self.story()
+                node = tracer.trace.nodes[self.observed[0]]
+                self._batch = len(self.view.dims(self.observed[0])) - node["fn"].event_dim
+        return self._batch
+
+    @property
+    def unit_shape(self) -> tuple[int, ...]:
+        """Sizes of the unit dimensions."""
+        return tuple(self.view.sizes[d] for d in self.unit_axes)
+
+    def as_units(self, total: Tensor) -> Tensor:
+        """A term over plates as one number a unit: other axes summed."""
+        axes = list(self.unit_axes.values())
+        for axis in range(-total.dim(), 0):
+            if axis not in axes and total.shape[axis] > 1:
+                total = total.sum(axis, keepdim=True)
+        deepest = max([-a for a in axes], default=0)
+        total = total.reshape((1,) * (deepest - total.dim()) + total.shape)
+        wide = [1] * total.dim()
+        for axis in axes:
+            wide[axis] = self.plate_sizes[axis]
+        return total.expand(torch.broadcast_shapes(total.shape, tuple(wide))).reshape(
+            self.unit_shape
+        )
+
+    def alternative_logits(self, z: Tensor) -> Tensor:
+        """Log joint of every combination of the alternatives at each flat vector, (n, *sizes)."""
+        names = [site.name for site in self.alternatives]
+        sizes = [site.size or 1 for site in self.alternatives]
+
+        def one(point: Tensor, _: Values) -> Tensor:
+            factors, latents = self.factors(point)
+            keep = frozenset(latents.axes[name] for name in names)
+            total = sum_product(factors, latents.plates_of_axis, self.plate_sizes, keep_axes=keep)
+            order = [latents.axes[name] for name in names]
+            total = total.expand(torch.broadcast_shapes(total.shape, _axes_shape(order, sizes)))
+            return _bring(total, order, sizes)
+
+        with pyro.validation_enabled(False), torch.no_grad():
+            found: Tensor = self._over_draws(one, z, None)
+        return found
+
+    def class_probabilities(self, z: Tensor, held: Mapping[str, Tensor] | None = None) -> Values:
+        """For every class latent, its probabilities at each flat vector, (n, *plates, alternatives)."""
+
+        def one(point: Tensor, fixed: Values) -> Values:
+            factors, latents = self.factors(point, fixed)
+            found = {}
+            for site in self.classes:
+                plates = frozenset(axis for axis, _ in site.plates)
+                axis = latents.axes[site.name]
+                joint = sum_product(
+                    factors_within(factors, plates, latents.plates_of_axis),
+                    latents.plates_of_axis,
+                    self.plate_sizes,
+                    plates,
+                    frozenset([axis]),
+                )
+                order = sorted(plates)
+                sizes = [self.plate_sizes[a] for a in order] + [site.size or 1]
+                joint = joint.expand(
+                    torch.broadcast_shapes(joint.shape, _axes_shape([*order, axis], sizes))
+                )
+                found[site.name] = torch.softmax(_bring(joint, [*order, axis], sizes), -1)
+            return found
+
+        with pyro.validation_enabled(False), torch.no_grad():
+            return self._over_draws(one, z, held)
+
+    def _over_draws(
+        self, one: Callable[[Tensor, Values], Any], z: Tensor, held: Mapping[str, Tensor] | None
+    ) -> Any:
+        """Apply to every draw, a bounded number at a time."""
+        held = dict(held or {})
+        elements = max(1, sum(self.view._size_of(name) for name in self.observed))
+        chunk = max(1, int(2e7) // (elements + self.dim + 1))
+        pieces = []
+        for start in range(0, len(z), chunk):
+            part = {name: value[start : start + chunk] for name, value in held.items()}
+            pieces.append(vmap(one)(z[start : start + chunk], part))
+        if isinstance(pieces[0], Tensor):
+            return torch.cat(pieces)
+        return {name: torch.cat([p[name] for p in pieces]) for name in pieces[0]}
+
+
+def _padded(values: Tensor) -> Tensor:
+    """Values repeated at the end up to the batch's size."""
+    return torch.cat([values, values[-1:].expand(BATCH - len(values), *values.shape[1:])])
+
+
+def _trace(
+    function: Callable[..., tuple[Tensor, Tensor]], *examples: Tensor
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """A function of tensors as a frozen graph of plain operations, common subexpressions merged."""
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.passes.dialect.common.cse_pass import CSEPass
+
+    # Without a mode to share, the tracer makes one for every operation, which is half of its time.
+    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+        graph = make_fx(lambda *values: function(*values))(*examples)
+    merged = CSEPass()(graph)
+    graph = graph if merged is None else merged.graph_module
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    with warnings.catch_warnings():
+        # Constants of the data become constants of the graph, which is what is wanted.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        compiled, constants = _compile(graph, examples)
+
+    def run(*values: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            gradient, value = compiled(*values, *constants)
+        return gradient, value
+
+    return run
+
+
+def _compile(graph: Any, examples: tuple[Tensor, ...]) -> tuple[Callable[..., Any], list[Tensor]]:
+    """A TorchScript function of a graph, and the constants that it takes after its arguments.
+
+    `torch.jit.trace` would do, but what it makes is never freed: five megabytes a density. This is the same, in a
+    compilation unit of its own.
+    """
+    traced = torch.jit._get_trace_graph(graph, examples)[0]
+    names = [value.debugName() for value in traced.inputs()][len(examples) :]
+    constants = [getattr(graph, name).detach() for name in names]
+    return torch._C._create_function_from_graph("gradient", traced), constants
+
+
+def factors_within(
+    factors: list[Factor], plates: frozenset[int], plates_of_axis: Mapping[int, frozenset[int]]
+) -> list[Factor]:
+    """Terms that know of a class inside these plates; the rest are constants to it."""
+    axes = [a for a, p in plates_of_axis.items() if p >= plates]
+    return [f for f in factors if any(_depends(f.value, a) for a in axes)]
+
+
+def _axes_shape(axes: list[int], sizes: list[int]) -> tuple[int, ...]:
+    shape = [1] * max(-a for a in axes)
+    for axis, size in zip(axes, sizes, strict=True):
+        shape[axis] = size
+    return tuple(shape)
+
+
+def _bring(value: Tensor, axes: list[int], sizes: list[int]) -> Tensor:
+    """Move the named axes to the end in order and drop the rest, which have size one."""
+    moved = value.movedim(axes, list(range(-len(axes), 0)))
+    return moved.reshape(sizes)

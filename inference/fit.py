@@ -1,0 +1,125 @@
+"""Fit a model to data with a runner: the one way from data to a run."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import time
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from ..datasets.kinds import DataError, validate
+from ..models.model import Model, find
+from ..models.priors import Prior
+from .density import Density
+from .runs import Draws, Progress, RunError, to_tree
+
+__all__ = ["RUNNERS", "check_fit", "fit", "make_density", "one_thread", "runner_of"]
+
+# Where each runner lives; imported when it is asked for.
+RUNNERS = {"laplace": ".laplace", "nuts": ".nuts", "svi": ".svi"}
+FALLBACK = "nuts"
+
+
+def runner_of(model: Model, runner: str | None) -> tuple[str, Callable[..., Draws]]:
+    """A runner by name; by default the one that the model prefers, else `nuts`."""
+    name = runner or model.runner or FALLBACK
+    if name not in RUNNERS:
+        if runner is not None:
+            raise RunError(f"there is no runner {name!r}; there are {', '.join(RUNNERS)}")
+        name = FALLBACK
+    return name, import_module(RUNNERS[name], __package__).run
+
+
+def make_density(
+    model: Model | str,
+    data: xr.Dataset,
+    prior: Any = None,
+    *,
+    mask: np.ndarray | None = None,
+    seed: int = 0,
+) -> Density:
+    """The density of a model given valid data and a prior, or an error that says why not."""
+    found = find(model)
+    return Density(found, data, check_fit(found, data, prior), mask=mask, seed=seed)
+
+
+def check_fit(model: Model, data: xr.Dataset, prior: Any = None) -> Prior:
+    """The prior for these data, or an error that says why the model cannot be fitted to them."""
+    validate(data)
+    reason = model.refuses(data)
+    if reason:
+        raise DataError(f"{model.name} cannot be fitted: {reason}")
+    return model.resolve(data, prior)
+
+
+def fit(
+    model: Model | str,
+    data: xr.Dataset,
+    *,
+    prior: Any = None,
+    runner: str | None = None,
+    seed: int = 0,
+    mask: np.ndarray | None = None,
+    predictive: int = 200,
+    progress: Progress | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> xr.DataTree:
+    """Fit a model and return the run.
+
+    Args:
+        model: a model or its name.
+        data: a valid dataset of its kind; any `true_*` in it is never seen by the model.
+        prior: a prior set's name, a set, or a dict of overrides (see `Model.prior`).
+        runner: by default the model's preferred one.
+        seed: the run depends on it, the data and the options, nothing else.
+        mask: which exchangeable units count, over the model's unit dimensions; the rest is left out.
+        predictive: draws of the predictive groups, 0 for none.
+        progress: called with (done, total, text).
+        checkpoint: file that an interrupted run goes on from, where the runner can; remove it when the run is safe.
+        **options: of the runner.
+
+    Returns:
+        A `DataTree` in ArviZ's schema; see `inference/runs.py`.
+    """
+    found = find(model)
+    chosen = found.prior(prior)
+    name, run = runner_of(found, runner)
+    allowed = set(list(inspect.signature(run).parameters)[1:]) - {"seed", "progress", "checkpoint"}
+    unknown = sorted(set(options) - allowed)
+    if unknown:
+        raise RunError(
+            f"runner {name} has no option {', '.join(unknown)}; it has {', '.join(sorted(allowed))}"
+        )
+    density = make_density(found, data, chosen, mask=mask, seed=seed)
+    started = time.perf_counter()
+    with one_thread():
+        draws = run(density, seed=seed, progress=progress, checkpoint=checkpoint, **options)
+        return to_tree(
+            density,
+            draws,
+            runner=name,
+            options=options,
+            prior_name=chosen.name,
+            seed=seed,
+            seconds=time.perf_counter() - started,
+            predictive=predictive,
+        )
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Small tensors are slower on several threads than on one; spread runs over processes instead."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

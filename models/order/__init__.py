@@ -1,0 +1,1 @@
+"""Order parameters, walls and free energies."""

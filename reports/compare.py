@@ -1,0 +1,667 @@
+"""Compare models on a dataset and give a verdict, or say that the data cannot discriminate.
+
+A model beats another when its evidence is larger by `STRONG`, error bars included, and its predictions of left-out data
+do not say the opposite; without evidence, when it predicts left-out data better by two standard errors. Of models that
+nothing beats, one that the others contain wins, with a bound on what it leaves out. Rivals that neither contains are
+told apart by the data or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..datasets.kinds import DataError, kind_of, validate
+from ..inference.density import Density
+from ..inference.fit import fit, make_density, one_thread
+from ..inference.heldout import HeldOut, leave_block_out, leave_one_out
+from ..inference.laplace import find_modes
+from ..inference.runs import Progress, RunError, digest, draws_of
+from ..models.model import Model, find, models
+from ..models.priors import ModelError, describe, parse
+from .diagnose import Gate, diagnose
+
+__all__ = ["Bound", "Comparison", "Need", "Row", "Shift", "Verdict", "candidates", "compare"]
+
+# A Bayes factor of 20, "strong" evidence (Kass and Raftery 1995).
+STRONG = 3.0
+# Differences below four nats, or two standard errors, are noise (Sivula, Magnusson and Vehtari 2020).
+CLEAR_ELPD = 4.0
+CLEAR_SE = 2.0
+# Expected difference in log likelihood at which two models are told apart most of the time.
+SEPARATES = 5.0
+# At this many times less noise the prior no longer moves the best fit.
+SHARPER = 30.0
+# Beyond a thousandfold of the data nothing practical is meant.
+HOPELESS = 1000.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the comparison knows of one model."""
+
+    model: Model
+    run: xr.DataTree
+    gates: list[Gate]
+    loo: HeldOut
+    blocks: HeldOut | None
+    weight: float = math.nan
+    elpd_diff: float = 0.0
+    diff_se: float = 0.0
+
+    @property
+    def held_out(self) -> HeldOut:
+        """Leave-block-out where there are blocks, else leave-one-out."""
+        return self.blocks or self.loo
+
+    @property
+    def evidence(self) -> float | None:
+        """Log evidence, None where the runner gave none or its importance sample failed."""
+        if "log_evidence" not in self.run.attrs:
+            return None
+        failed = any(g.name == "Pareto k of the draws" and not g.passed for g in self.gates)
+        return None if failed else float(self.run.attrs["log_evidence"])
+
+    @property
+    def evidence_se(self) -> float:
+        """Standard error of the log evidence."""
+        return float(self.run.attrs.get("log_evidence_se", math.nan))
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An upper bound on what a larger model adds to the winner."""
+
+    model: str
+    parameter: str
+    value: float
+    units: str
+
+    @property
+    def text(self) -> str:
+        """Such as "eta < 0.2 at 95 %"."""
+        unit = "" if self.units in ("", "1") else f" {self.units}"
+        return f"{self.parameter} < {self.value:.2g}{unit} at 95 %"
+
+
+@dataclass(frozen=True)
+class Need:
+    """What would tell two models apart.
+
+    Attributes:
+        expected: difference in log likelihood expected from data like these.
+        more_data: how many times more data would do.
+        noise: noise level that would do, None where the models have none.
+        noise_now: noise level found.
+    """
+
+    first: str
+    second: str
+    expected: float
+    more_data: float
+    noise: float | None = None
+    noise_now: float | None = None
+    units: str = ""
+
+    @property
+    def text(self) -> str:
+        """One sentence."""
+        if self.more_data > HOPELESS:
+            return (
+                f"no realistic amount of such data tells {self.first} from {self.second}: "
+                "over this window the two are the same curve"
+            )
+        if self.more_data <= 1:
+            return f"data like these usually tell {self.first} from {self.second}; these fell short by chance"
+        text = f"{self.more_data:.2g} times as much data would tell {self.first} from {self.second}"
+        if self.noise is not None and self.noise_now is not None:
+            unit = "" if self.units in ("", "1") else f" {self.units}"
+            text += f", or noise of {self.noise:.2g}{unit} instead of {self.noise_now:.2g}{unit}"
+        return text
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How the evidence moves when one prior is made wider or tighter.
+
+    A prior that several models share is moved in all of them together.
+
+    Attributes:
+        parameter: whose prior.
+        prior: the prior itself.
+        wider: change in each model's log evidence with the prior's density to the power 1/2.
+        tighter: change with the power 2.
+        changes_verdict: whether either would change who wins.
+    """
+
+    parameter: str
+    prior: str
+    wider: dict[str, float]
+    tighter: dict[str, float]
+    changes_verdict: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the comparison concludes."""
+
+    winner: str | None
+    text: str
+    tied: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    bounds: tuple[Bound, ...] = ()
+    needs: tuple[Need, ...] = ()
+    cautions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models compared on a dataset, best first.
+
+    Attributes:
+        data: what the models were fitted to.
+        rows: the models.
+        verdict: what follows.
+        shifts: how the evidence answers to each prior.
+        skipped: models for such data that were not fitted, and why.
+        steps: what was done to get from the file to the data.
+    """
+
+    data: xr.Dataset
+    rows: list[Row]
+    verdict: Verdict
+    shifts: list[Shift] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    steps: tuple[str, ...] = ()
+
+    @property
+    def winner(self) -> str | None:
+        """Name of the winning model, None when the data cannot discriminate."""
+        return self.verdict.winner
+
+    def as_json(self) -> dict[str, Any]:
+        """The table, best first, as plain values."""
+        return {
+            "data": {
+                "kind": kind_of(self.data).name,
+                "sha256": digest(self.data),
+                "sizes": {str(k): int(v) for k, v in self.data.sizes.items()},
+                "source": str(self.data.attrs.get("source", self.data.attrs.get("scene", ""))),
+                "steps": list(self.steps),
+            },
+            "winner": self.verdict.winner,
+            "verdict": self.verdict.text,
+            "models": [_row_json(row) for row in self.rows],
+        }
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    def plain(value: float | None) -> float | None:
+        return None if value is None or not math.isfinite(value) else float(value)
+
+    return {
+        "model": row.model.name,
+        "prior": row.run.attrs["prior_set"],
+        "elpd": plain(row.held_out.elpd),
+        "elpd_se": plain(row.held_out.se),
+        "elpd_diff": plain(row.elpd_diff),
+        "diff_se": plain(row.diff_se),
+        "log_evidence": plain(row.evidence),
+        "log_evidence_se": plain(row.evidence_se) if row.evidence is not None else None,
+        "weight": plain(row.weight),
+        "gates": [gate.as_json() for gate in row.gates],
+    }
+
+
+def compare(
+    data: xr.Dataset,
+    names: Sequence[str | Model] | None = None,
+    *,
+    prior: Any = None,
+    runner: str | None = None,
+    seed: int = 0,
+    blocks: bool = True,
+    progress: Progress | None = None,
+    on_run: Callable[[xr.DataTree], None] | None = None,
+    **options: Any,
+) -> Comparison:
+    """Fit every model that could have made the data and say which one did.
+
+    Args:
+        data: a valid dataset.
+        names: models; by default every one of the catalogue that takes such data.
+        prior: prior set for all of them, or a dict of overrides, of which each model takes those of its parameters.
+        runner: by default each model's preferred one.
+        seed: the comparison depends on it, the data and the options, nothing else.
+        blocks: leave spatial blocks out, where the data have them.
+        progress: called with (done, total, text).
+        on_run: called with each run when it is done.
+        **options: of the runner.
+    """
+    validate(data)
+    data, steps = _chained(data, names, seed, progress)
+    chosen, skipped = candidates(data, names)
+    if not chosen:
+        reasons = "; ".join(f"{name}: {why}" for name, why in skipped.items())
+        raise DataError(f"no model fits these data ({reasons or 'none takes this kind'})")
+    _check_overrides(chosen, prior)
+    rows = []
+    for i, model in enumerate(chosen):
+        report, later = (
+            _within(progress, 2 * i + half, 2 * len(chosen), model.name) for half in (0, 1)
+        )
+        own = _prior_of(model, prior)
+        run = fit(model, data, prior=own, runner=runner, seed=seed, progress=report, **options)
+        if on_run:
+            on_run(run)
+        rows.append(_row(model, data, run, own, seed, blocks, later, options))
+    return replace(_conclude(data, rows, skipped, prior, seed), steps=steps)
+
+
+def _chained(
+    data: xr.Dataset,
+    names: Sequence[str | Model] | None,
+    seed: int,
+    progress: Progress | None,
+) -> tuple[xr.Dataset, tuple[str, ...]]:
+    """Data of the kind that the models take, made by a model that gives it, and a sentence on how."""
+    here = kind_of(data).name
+    wanted = _kind_wanted(here, names)
+    if wanted == here:
+        return data, ()
+    makers = [m for m in models(kind=here) if m.gives == wanted and not m.refuses(data)]
+    if not makers:
+        # The models then say themselves why they refuse.
+        return data, ()
+    maker = makers[0]
+    report = _within(progress, 0, 1, maker.name)
+    run = fit(maker, data, seed=seed, predictive=0, progress=report)
+    assert maker.giver is not None
+    made = validate(maker.giver(run, data))
+    return made, (f"{maker.name} was fitted to the {here} first and gave the {wanted}",)
+
+
+def _kind_wanted(here: str, names: Sequence[str | Model] | None) -> str:
+    """The kind that all models take; without names, what the only models for these data lead to."""
+    if names:
+        kinds = {find(name).kind for name in names}
+        return kinds.pop() if len(kinds) == 1 else here
+    leads = {m.gives for m in models(kind=here)}
+    (only,) = leads if len(leads) == 1 else (None,)
+    return only if only is not None and models(kind=only) else here
+
+
+def _within(progress: Progress | None, i: int, n: int, name: str) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda done, total, text: progress(
+        1000 * i + 1000 * done // max(total, 1), 1000 * n, f"{name}: {text}"
+    )
+
+
+def _prior_of(model: Model, prior: Any) -> Any:
+    """The part of a prior that is about this model's parameters."""
+    if not isinstance(prior, Mapping):
+        return prior
+    parameters = next(iter(model.priors.values())).entries
+    own = {name: entry for name, entry in prior.items() if name in parameters}
+    return {**own, "set": prior.get("set")} if own else prior.get("set")
+
+
+def _check_overrides(chosen: list[Model], prior: Any) -> None:
+    if isinstance(prior, Mapping):
+        known = {name for m in chosen for name in next(iter(m.priors.values())).entries}
+        unknown = sorted(set(prior) - known - {"set"})
+        if unknown:
+            raise ModelError(
+                f"no model here has a parameter {', '.join(unknown)}; there are {', '.join(sorted(known))}"
+            )
+
+
+def candidates(
+    data: xr.Dataset, names: Sequence[str | Model] | None = None
+) -> tuple[list[Model], dict[str, str]]:
+    """The models to compare, and why the others of the same kind of data are left out.
+
+    Args:
+        data: a valid dataset.
+        names: models that are asked for, each of which must fit; by default all of the catalogue.
+    """
+    if names:
+        chosen = list(dict.fromkeys(find(name) for name in names))
+        for model in chosen:
+            if reason := model.refuses(data):
+                raise DataError(f"{model.name} cannot be fitted: {reason}")
+        return chosen, {}
+    every = models(kind=kind_of(data).name)
+    refused = {m.name: reason for m in every if (reason := m.refuses(data))}
+    return [m for m in every if m.name not in refused], refused
+
+
+def _row(
+    model: Model,
+    data: xr.Dataset,
+    run: xr.DataTree,
+    prior: Any,
+    seed: int,
+    blocks: bool,
+    progress: Progress | None,
+    options: dict[str, Any],
+) -> Row:
+    left = (
+        leave_block_out(model, data, run, prior=prior, seed=seed, progress=progress, **options)
+        if blocks
+        else None
+    )
+    return Row(model, run, diagnose(run), leave_one_out(run), left)
+
+
+def _conclude(
+    data: xr.Dataset, rows: list[Row], skipped: dict[str, str], prior: Any, seed: int
+) -> Comparison:
+    rows = _ranked(rows)
+    verdict = _verdict(rows)
+    shifts = _shifts(rows, verdict, seed)
+    with one_thread():
+        verdict = _explained(data, rows, verdict, shifts, prior, seed)
+    return Comparison(data, rows, verdict, shifts, skipped)
+
+
+def _ranked(rows: list[Row]) -> list[Row]:
+    """Best first: by evidence where all have it, else by prediction; with weights and differences."""
+    if all(row.evidence is not None for row in rows):
+        rows = sorted(rows, key=lambda row: -(row.evidence or 0.0))
+    else:
+        rows = sorted(rows, key=lambda row: -row.held_out.elpd)
+    weights = _stacking(np.stack([row.held_out.parts for row in rows], 1))
+    best = rows[0].held_out
+    found = []
+    for row, weight in zip(rows, weights, strict=True):
+        difference, error = best.minus(row.held_out)
+        found.append(replace(row, weight=float(weight), elpd_diff=difference, diff_se=error))
+    return found
+
+
+def _stacking(parts: np.ndarray, rounds: int = 5000) -> np.ndarray:
+    """Weights of the mixture of predictions that scores best (Yao et al. 2018), by expectation maximisation."""
+    likelihood = np.exp(parts - parts.max(1, keepdims=True))
+    weights = np.full(parts.shape[1], 1 / parts.shape[1])
+    for _ in range(rounds):
+        share = likelihood * weights
+        renewed = (share / share.sum(1, keepdims=True)).mean(0)
+        if np.abs(renewed - weights).max() < 1e-9:
+            break
+        weights = renewed
+    return weights
+
+
+def _beats(a: Row, b: Row) -> bool:
+    """Whether the data say that a is better than b."""
+    difference, error = a.held_out.minus(b.held_out)
+    margin = max(CLEAR_ELPD, CLEAR_SE * error) if math.isfinite(error) else CLEAR_ELPD
+    if a.evidence is not None and b.evidence is not None:
+        doubt = CLEAR_SE * math.hypot(a.evidence_se, b.evidence_se)
+        return a.evidence - b.evidence - doubt > STRONG and difference > -margin
+    return difference > margin
+
+
+def _contains(larger: Model, smaller: Model, every: dict[str, Model]) -> bool:
+    """Whether a model is a special case of another, directly or through others."""
+    return any(
+        name == smaller.name or (name in every and _contains(every[name], smaller, every))
+        for name in larger.contains
+    )
+
+
+def _verdict(rows: list[Row]) -> Verdict:
+    every = {row.model.name: row.model for row in rows}
+    standing = [r for r in rows if not any(_beats(o, r) for o in rows if o is not r)]
+    standing = standing or rows[:1]
+    simplest = [
+        r
+        for r in standing
+        if not any(_contains(r.model, o.model, every) for o in standing if o is not r)
+    ]
+    excluded = tuple(r.model.name for r in rows if r not in standing)
+    if len(simplest) == 1:
+        winner = simplest[0]
+        return Verdict(
+            winner.model.name, "", excluded=excluded, bounds=tuple(_bounds(winner, rows, every))
+        )
+    return Verdict(None, "", tied=tuple(r.model.name for r in simplest), excluded=excluded)
+
+
+def _bounds(winner: Row, rows: list[Row], every: dict[str, Model]) -> list[Bound]:
+    """What the larger models would add to the winner at most."""
+    found = []
+    for row in rows:
+        for parameter, value in row.model.contains.get(winner.model.name, {}).items():
+            draws = draws_of(row.run, parameter)
+            bound = float(np.quantile(np.abs(draws.values - value), 0.95))
+            found.append(Bound(row.model.name, parameter, bound, draws.attrs.get("units", "")))
+    return found
+
+
+def _shifts(rows: list[Row], verdict: Verdict, seed: int, n: int = 4000) -> list[Shift]:
+    """How the evidence answers to each prior, by power scaling (Kallioinen et al. 2024)."""
+    shared: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.evidence is not None:
+            for parameter, text in json.loads(row.run.attrs["prior"]).items():
+                if parameter in row.run["log_prior"]:
+                    shared.setdefault((parameter, text), []).append(row)
+    found = []
+    for (parameter, text), owners in shared.items():
+        before = _prior_log_density(text, n, seed)
+        after = {
+            r.model.name: draws_of(r.run, parameter, "log_prior").values.reshape(-1) for r in owners
+        }
+        wider, tighter = (
+            {name: _power_shift(values, before, power) for name, values in after.items()}
+            for power in (0.5, 2.0)
+        )
+        changes = any(
+            _verdict(_moved(rows, by)).winner != verdict.winner for by in (wider, tighter)
+        )
+        found.append(Shift(parameter, text, wider, tighter, changes))
+    return found
+
+
+def _prior_log_density(text: str, n: int, seed: int) -> np.ndarray:
+    import torch
+
+    distribution = parse(text, {})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        draws = distribution.sample((n,))
+    value = distribution.log_prob(draws)
+    return np.asarray(value.reshape(n, -1).sum(1)) if value.ndim > 1 else np.asarray(value)
+
+
+def _power_shift(after: np.ndarray, before: np.ndarray, power: float) -> float:
+    """Change in log evidence when a prior density is raised to a power and normalised again."""
+
+    def log_mean(values: np.ndarray) -> float:
+        return float(np.logaddexp.reduce((power - 1) * values) - np.log(len(values)))
+
+    return log_mean(after) - log_mean(before)
+
+
+def _moved(rows: list[Row], by: dict[str, float]) -> list[Row]:
+    return [
+        _with_evidence(row, by[row.model.name]) if row.model.name in by else row for row in rows
+    ]
+
+
+def _with_evidence(row: Row, amount: float) -> Row:
+    run = row.run.copy()
+    run.attrs = {**row.run.attrs, "log_evidence": row.run.attrs["log_evidence"] + amount}
+    return replace(row, run=run)
+
+
+def _explained(
+    data: xr.Dataset,
+    rows: list[Row],
+    verdict: Verdict,
+    shifts: list[Shift],
+    prior: Any,
+    seed: int,
+) -> Verdict:
+    """The verdict with its sentence, what would decide a tie, and cautions."""
+    by_name = {row.model.name: row for row in rows}
+    if verdict.winner:
+        text = _winning_text(by_name, verdict)
+        standing = [by_name[verdict.winner]]
+        needs: tuple[Need, ...] = ()
+    else:
+        needs = tuple(
+            need
+            for i, a in enumerate(verdict.tied)
+            for b in verdict.tied[i + 1 :]
+            if (need := _need(data, by_name[a], by_name[b], prior, seed)) is not None
+        )
+        listed = ", ".join(verdict.tied[:-1]) + f" from {verdict.tied[-1]}"
+        text = f"These data cannot discriminate {listed}."
+        if verdict.excluded:
+            text += f" Excluded: {', '.join(verdict.excluded)}."
+        text += "".join(f" {need.text[0].upper()}{need.text[1:]}." for need in needs)
+        standing = [by_name[name] for name in verdict.tied]
+    cautions = [*_gate_cautions(standing), *_prior_cautions(shifts)]
+    return replace(verdict, text=text, needs=needs, cautions=tuple(cautions))
+
+
+def _winning_text(by_name: dict[str, Row], verdict: Verdict) -> str:
+    assert verdict.winner is not None
+    winner = by_name[verdict.winner]
+    others = [row for name, row in by_name.items() if name != verdict.winner]
+    if not others:
+        return f"{verdict.winner} is the only model fitted."
+    text = f"{verdict.winner} wins"
+    beaten = [row for row in others if row.model.name in verdict.excluded]
+    if beaten:
+        rival = beaten[0]
+        text += f": it beats {rival.model.name} by {_margin(winner, rival)}"
+        if len(beaten) > 1:
+            text += f", and {', '.join(r.model.name for r in beaten[1:])} by more"
+    if verdict.bounds:
+        kept = ", ".join(bound.text for bound in verdict.bounds)
+        text += (
+            f"; models that contain it gain nothing ({kept})"
+            if not beaten
+            else f"; what it leaves out is bounded: {kept}"
+        )
+    return text + "."
+
+
+def _margin(a: Row, b: Row) -> str:
+    if a.evidence is not None and b.evidence is not None:
+        return f"a log Bayes factor of {a.evidence - b.evidence:.1f}"
+    difference, error = a.held_out.minus(b.held_out)
+    return f"{difference:.1f} ± {error:.1f} in log predictive density"
+
+
+def _gate_cautions(rows: list[Row]) -> list[str]:
+    failed = [(row.model.name, gate) for row in rows for gate in row.gates if not gate.passed]
+    return [
+        f"{name}: {gate.name} is {gate.value:.3g}, should be {gate.limit} ({gate.text})"
+        for name, gate in failed
+    ]
+
+
+def _prior_cautions(shifts: list[Shift]) -> list[str]:
+    return [
+        f"the verdict changes when the prior {s.parameter} ~ {s.prior} is made half or twice as sharp"
+        for s in shifts
+        if s.changes_verdict
+    ]
+
+
+def _need(data: xr.Dataset, a: Row, b: Row, prior: Any, seed: int) -> Need | None:
+    """What would tell two models apart, from noiseless data of either fitted by the other."""
+    noise_now = _noise(a)
+    if noise_now is None or a.model.noise is None or a.model.noise != b.model.noise:
+        return _need_by_spread(a, b)
+    expected = min(
+        _expected_gain(data, a, b, noise_now, prior, seed),
+        _expected_gain(data, b, a, noise_now, prior, seed),
+    )
+    expected = max(expected, 1e-12)
+    units = draws_of(a.run, a.model.noise).attrs.get("units", "")
+    return Need(
+        a.model.name,
+        b.model.name,
+        expected,
+        SEPARATES / expected,
+        noise_now * math.sqrt(expected / SEPARATES),
+        noise_now,
+        units,
+    )
+
+
+def _noise(row: Row) -> float | None:
+    if row.model.noise is None or row.model.noise not in row.run["posterior"]:
+        return None
+    return float(np.median(draws_of(row.run, row.model.noise).values))
+
+
+def _expected_gain(
+    data: xr.Dataset, truth: Row, rival: Row, noise: float, prior: Any, seed: int
+) -> float:
+    """Log likelihood that a rival loses on the expectation of a model, at a known noise.
+
+    The rival is fitted at a much smaller noise, where its prior has no say, and the loss scaled back: it goes as the
+    inverse square of the noise.
+    """
+    clean = data.copy()
+    before = _at_noise(truth.model, data, prior, noise)
+    modes, heights, _ = find_modes(before, 16, seed)
+    for name, mean in before.expectation(modes[heights.argmax()]).items():
+        clean[name] = (data[name].dims, mean.numpy(), data[name].attrs)
+    sharp = noise / SHARPER
+    lost = _top(truth, clean, prior, sharp, seed) - _top(rival, clean, prior, sharp, seed)
+    return max(lost / SHARPER**2, 0.0)
+
+
+def _at_noise(model: Model, data: xr.Dataset, prior: Any, noise: float) -> Density:
+    known = {"set": prior} if isinstance(prior, str) else dict(prior or {})
+    assert model.noise is not None
+    return make_density(model, data, _prior_of(model, known | {model.noise: noise}))
+
+
+def _top(row: Row, data: xr.Dataset, prior: Any, noise: float, seed: int) -> float:
+    """Largest log likelihood at a known noise, over the modes found."""
+    density = _at_noise(row.model, data, prior, noise)
+    modes, _, _ = find_modes(density, 32, seed)
+    return float(density.pointwise(modes).flatten(1).sum(1).max())
+
+
+def _need_by_spread(a: Row, b: Row) -> Need | None:
+    """More data by the square root law, where the models have no common noise level."""
+    difference, error = a.held_out.minus(b.held_out)
+    if not (math.isfinite(error) and difference):
+        return None
+    times = (CLEAR_SE * error / abs(difference)) ** 2
+    return Need(
+        a.model.name, b.model.name, abs(difference), max(times, CLEAR_ELPD / abs(difference))
+    )
+
+
+def explain_prior(run: xr.DataTree) -> dict[str, str]:
+    """The prior that a run was made with, by parameter."""
+    return {name: describe(text) for name, text in json.loads(run.attrs["prior"]).items()}
+
+
+def compare_runs(data: xr.Dataset, runs: Sequence[xr.DataTree]) -> Comparison:
+    """Compare runs that are already there; blocks are not left out, since nothing is fitted again."""
+    rows = []
+    for run in runs:
+        if run.attrs["data_sha256"] != digest(data):
+            raise RunError(f"the run of {run.attrs['model']} was made from other data")
+        rows.append(Row(find(run.attrs["model"]), run, diagnose(run), leave_one_out(run), None))
+    return _conclude(data, rows, {}, None, 0)

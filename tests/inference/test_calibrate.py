@@ -1,0 +1,237 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+import scipy.stats
+import xarray as xr
+
+from atomzoo.inference import calibrate as module
+from atomzoo.inference.calibrate import DRAWS, FALSE_ALARM, Certificate, calibrate
+from atomzoo.inference.fit import make_density
+from atomzoo.inference.runs import RunError
+from atomzoo.models.priors import ModelError
+from atomzoo.reports.diagnose import Gate
+from atomzoo.tests.inference import sbc_models
+
+# Enough for models of one or two parameters, and quick.
+QUICK = {"starts": 4, "proposals": 2000}
+
+
+def a_gate(run: xr.DataTree) -> list[Gate]:
+    """One that about half of the fits fail."""
+    mean = float(run["posterior"]["mean"].mean())
+    return [Gate("positive mean", mean, 0.0, mean > 0, ""), Gate("no trouble", 1.0, 0.0, True, "")]
+
+
+@pytest.fixture(scope="module")
+def certificate() -> Certificate:
+    return calibrate("sbc_right", 60, workers=1, check=a_gate, seed=1, **QUICK)
+
+
+def ended_within(seconds: float, group: int) -> bool:
+    """Whether no process of a group is left."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def uniform(n: int, seed: int = 0) -> "module._Uniform":
+    return module._Uniform(n, FALSE_ALARM / 6, seed)
+
+
+@pytest.mark.slow
+def test_a_right_model_passes(certificate):
+    assert certificate.passed, [q for q in certificate.quantities if not q.passed]
+    assert [q.name for q in certificate.quantities] == ["mean", "noise", "log likelihood"]
+    assert all(len(q.ranks) == 60 for q in certificate.quantities)
+    assert all(0 <= rank <= DRAWS for q in certificate.quantities for rank in q.ranks)
+
+
+@pytest.mark.slow
+def test_a_model_fitted_with_another_noise_than_simulated_fails():
+    found = calibrate("sbc_wrong", 30, workers=1, seed=1, **QUICK)
+    assert not found.passed
+    assert not next(q for q in found.quantities if q.name == "noise").passed
+    assert found.failed_gates is None
+
+
+@pytest.mark.slow
+def test_the_certificate_says_what_was_done(certificate, tmp_path):
+    assert certificate.prior["noise"] == "HalfNormal(1)"
+    scale = float(sbc_models.some_rows()["value"].std())
+    assert certificate.prior["mean"] == f"Normal(0, {2 * scale:.12g})", "read off the design once"
+    assert certificate.runner == "laplace"
+    assert certificate.options == QUICK
+    assert certificate.level == pytest.approx(FALSE_ALARM / 18)
+    negative = certificate.fits_with_failed_gates
+    assert negative is not None
+    assert 0 < negative < 60
+    assert certificate.failed_gates == {"positive mean": negative}
+    path = certificate.write(tmp_path / "certificate.json")
+    assert Certificate.read(path) == certificate
+    assert json.loads(path.read_text())["passed"] is True
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_ranks_wherever_the_fits_run():
+    options = {"n": 20, "seed": 5, "starts": 2, "proposals": 500}
+    alone = calibrate("sbc_known", workers=1, **options)
+    with ThreadPoolExecutor(2) as threads:
+        threaded = calibrate("sbc_known", executor=threads, **options)
+    seen = []
+    with ProcessPoolExecutor(1, get_context("spawn")) as processes:
+        apart = calibrate(
+            "sbc_known", executor=processes, progress=lambda done, *_: seen.append(done), **options
+        )
+    assert threaded.quantities == alone.quantities
+    assert apart.quantities == alone.quantities
+    assert seen == list(range(21))
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_one_clear_error(monkeypatch):
+    monkeypatch.setenv("SBC_SAFE", str(os.getpid()))
+    with pytest.raises(RunError, match="a worker process died after 0 of 20 fits"):
+        calibrate("sbc_deadly", 20, workers=1 + 1)
+
+
+@pytest.mark.slow
+def test_an_interrupt_stops_the_workers_and_leaves_no_traceback_of_theirs(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent("""
+            from atomzoo.inference.calibrate import calibrate
+            if __name__ == "__main__":
+                try:
+                    calibrate("wall_second_order", 1000, workers=2, progress=lambda *a: print(a, flush=True))
+                except KeyboardInterrupt:
+                    print("stopped")
+        """)
+    )
+    process = subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+    out, err = process.communicate(timeout=60)
+    assert out.endswith("stopped\n")
+    assert err == ""
+    assert ended_within(10, process.pid)
+
+
+def test_only_continuous_global_parameters_are_ranked_and_the_rest_is_named():
+    design = sbc_models.some_rows()
+    prior = sbc_models.sbc_mixed.resolve(design).describe()
+    not_ranked = module._not_ranked(make_density(sbc_models.sbc_mixed, design, prior))
+    assert set(not_ranked) == {"sign", "offset"}
+    assert "discrete" in not_ranked["sign"]
+    assert "local" in not_ranked["offset"]
+    job = module._Job(
+        0, "sbc_mixed", "", None, design, prior, "laplace", {"starts": 2, "proposals": 500}, 1, None
+    )
+    outcome = module._replicate(job)
+    assert not outcome.failure
+    # Not the likelihood either: it is not that of one sign.
+    assert set(outcome.ranks) == {"shift"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"n": 19}, "at least 20 simulations"),
+        ({"workers": 0}, "workers must be at least 1"),
+        ({"runner": "nonsense"}, "there is no runner"),
+        ({"prior": "nonsense"}, "no prior set"),
+        ({"prior": {"mean": 1.0}}, "no continuous parameter"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_said(arguments, says):
+    with pytest.raises((RunError, ModelError), match=says):
+        calibrate("sbc_known", **{"n": 20, **arguments})
+
+
+def test_simulations_without_a_fit_are_counted_and_fail_the_certificate(monkeypatch):
+    def outcome(job: module._Job) -> module._Outcome:
+        rank = int(np.random.default_rng(job.seed).integers(0, DRAWS + 1))
+        return module._Outcome({"mean": rank}, failure="no" if job.index == 3 else "")
+
+    monkeypatch.setattr(module, "_replicate", outcome)
+    found = calibrate("sbc_known", 40, workers=1)
+    assert found.failures == ("simulation 3: no",)
+    assert all(q.passed for q in found.quantities)
+    assert not found.passed
+
+
+def test_when_nothing_can_be_fitted_the_first_reason_is_given():
+    design = sbc_models.some_rows()
+    prior = sbc_models.sbc_known.resolve(design).describe()
+    job = module._Job(0, "sbc_known", "", None, design, prior, "laplace", {"draws": 10}, 1, None)
+    failed = module._replicate(job)
+    assert failed.failure == "a rank needs 199 posterior draws, the runner gave 40"
+    with pytest.raises(RunError, match="no simulation could be fitted; the first: a rank needs"):
+        module._judge([], [failed] * 20, 0)
+
+
+def test_a_file_that_is_no_certificate_is_refused(tmp_path):
+    path = tmp_path / "c.json"
+    for text in ("", "[]", "{}", '{"passed": true, "quantities": [1]}', "nonsense"):
+        path.write_text(text)
+        with pytest.raises(RunError, match=r"c\.json"):
+            Certificate.read(path)
+    with pytest.raises(RunError, match="no such file"):
+        Certificate.read(tmp_path / "none.json")
+
+
+def test_uniform_ranks_fail_as_seldom_as_promised():
+    n, rounds = 100, 400
+    rng = np.random.default_rng(3)
+    judge = module._Uniform(n, 0.05, 0)
+    judged = [judge.judge("x", rng.integers(0, DRAWS + 1, n)) for _ in range(rounds)]
+    for p_values in ([q.ecdf_p for q in judged], [q.chi2_p for q in judged]):
+        failed = sum(p < 0.05 for p in p_values)
+        # Seven standard deviations of the binomial would be a wrong test and no accident.
+        assert scipy.stats.binomtest(failed, rounds, 0.05).pvalue > 1e-6
+    for i in range(4):
+        outside = sum(not q.coverage[i].passed for q in judged)
+        # Limits on whole counts are never crossed more often than promised.
+        assert scipy.stats.binomtest(outside, rounds, 0.05, alternative="greater").pvalue > 1e-6
+
+
+@pytest.mark.parametrize(
+    "warp",
+    [
+        pytest.param(lambda u: u**2, id="biased"),
+        pytest.param(lambda u: 0.5 + (u - 0.5) / 2, id="too wide a posterior"),
+        pytest.param(lambda u: np.sin(np.pi * u / 2) ** 2, id="too narrow a posterior"),
+    ],
+)
+def test_ranks_that_are_not_uniform_fail(warp):
+    u = np.random.default_rng(1).random(200)
+    ranks = np.minimum((warp(u) * (DRAWS + 1)).astype(int), DRAWS)
+    found = uniform(200).judge("x", ranks)
+    assert not found.passed
+    assert found.ecdf_p < FALSE_ALARM / 6
+
+
+def test_intervals_of_whole_ranks_have_exactly_the_coverage_they_are_named_after():
+    found = uniform(DRAWS + 1).judge("x", np.arange(DRAWS + 1))
+    assert [part.found for part in found.coverage] == [part.level for part in found.coverage]
