@@ -6,8 +6,10 @@ data element by element, those outside as alternatives for the whole dataset. No
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +26,15 @@ from torch.func import grad_and_value, vmap
 
 from ..models.model import Data, Model, View, sampled
 from ..models.priors import ModelError, Prior
+from .lifting import lift
 
 __all__ = ["Density", "Factor", "Site", "sum_product"]
 
 Values = dict[str, Tensor]
 # One size for every traced batch: shorter ones are padded, so that there is one trace a density.
 BATCH = 32
+# Traces kept for the next data of the same shapes, the least used forgotten first.
+MOST_TRACES = 32
 
 
 @dataclass(frozen=True)
@@ -412,35 +417,88 @@ class Density:
         return self._traces[n, is_held]
 
     def _trace_or_not(self, n: int, is_held: bool) -> Callable[..., tuple[Tensor, Tensor]]:
+        """The trace of an earlier density of the same shapes where it serves, else one of our own."""
         sites = self.alternatives if is_held else []
-
-        def total(z: Tensor, *fixed: Tensor) -> Tensor:
-            return self._total(z, {s.name: v for s, v in zip(sites, fixed, strict=True)})
-
-        eager = vmap(grad_and_value(total))
-
-        def checked(z: Tensor, *fixed: Tensor) -> tuple[Tensor, Tensor]:
-            with pyro.validation_enabled(False):
-                gradient, value = eager(z, *fixed)
-            return gradient, value
-
         example = torch.zeros(n, self.dim, dtype=torch.float64)
         fixed = [torch.zeros(n, *site.shape, dtype=torch.int64) for site in sites]
+        eager = self._eager(sites)
         try:
-            traced = _trace(checked, example, *fixed)
-            agree = all(
-                torch.allclose(a, b, rtol=1e-6, equal_nan=True)
-                for a, b in zip(
-                    traced(example + 0.1, *fixed), checked(example + 0.1, *fixed), strict=True
-                )
-            )
+            inputs = self._inputs()
+            key = (self._shape_key(), n, is_held)
+            if key in _TRACES:
+                _TRACES.move_to_end(key)
+                traced = _bind(_TRACES[key], inputs)
+                if _agree(traced, eager, example, fixed):
+                    self.path = "traced"
+                    return traced
+            graph = _trace(eager, (example, *fixed), inputs)
+            traced = _bind(graph, inputs)
+            agree = _agree(traced, eager, example, fixed)
         except (RuntimeError, TypeError, ValueError, AttributeError, ImportError) as error:
             self.path = f"eager: {str(error).splitlines()[0][:200]}"
-            return checked
-        self.path = (
-            "traced" if agree else "eager: the trace does not agree, the model branches on values"
+            return eager
+        if not agree:
+            self.path = "eager: the trace does not agree, the model branches on values"
+            return eager
+        self.path = "traced"
+        _TRACES[key] = graph
+        while len(_TRACES) > MOST_TRACES:
+            _TRACES.popitem(last=False)
+        return traced
+
+    def _eager(self, sites: list[Site]) -> Callable[..., tuple[Tensor, Tensor]]:
+        """Gradient and value at a batch of points, straight from the story.
+
+        Called as `(z, *held)`, or as `(z, *held, *inputs)` with other tensors for what the story reads.
+        """
+        names = [site.name for site in sites]
+
+        def checked(z: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+            fixed, inputs = rest[: len(names)], rest[len(names) :]
+
+            def total(point: Tensor, *values: Tensor) -> Tensor:
+                return self._total(point, dict(zip(names, values, strict=True)))
+
+            with pyro.validation_enabled(False), self._reading(inputs):
+                gradient, value = vmap(grad_and_value(total))(z, *fixed)
+            return gradient, value
+
+        return checked
+
+    def _inputs(self) -> list[Tensor]:
+        """What the story reads: the data, the numbers of the prior, and the mask."""
+        read = [self.view.read[name] for name in sorted(self.view.read)]
+        mask = [] if self.mask is None else [self.mask]
+        return [*read, *lift(self.prior).tensors, *mask]
+
+    @contextlib.contextmanager
+    def _reading(self, inputs: tuple[Tensor, ...]) -> Iterator[None]:
+        """Let the story read these tensors for a while, in the order of `_inputs`."""
+        if not inputs:
+            yield
+            return
+        kept = self.view.read, self.prior, self.mask
+        left = list(inputs)
+        try:
+            self.view.read = {name: left.pop(0) for name in sorted(kept[0])}
+            self.mask = None if kept[2] is None else left.pop()
+            self.prior = lift(kept[1]).rebuilt(left)
+            yield
+        finally:
+            self.view.read, self.prior, self.mask = kept
+
+    def _shape_key(self) -> tuple[Any, ...]:
+        """What densities must share for one's trace to serve the other; the numbers may differ."""
+        read = [(name, self.view.read[name]) for name in sorted(self.view.read)]
+        return (
+            self.model.story,
+            id(self.networks) if self.networks is not None else None,
+            tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in read),
+            tuple(self.view.sizes.items()),
+            lift(self.prior).structure,
+            None if self.mask is None else tuple(self.mask.shape),
+            self.device,
         )
-        return traced if agree else checked
 
     def initial(self, n: int, seed: int) -> Tensor:
         """Starting points: draws from the prior, unconstrained, (n, dim)."""
@@ -654,37 +712,76 @@ def _padded(values: Tensor) -> Tensor:
     return torch.cat([values, values[-1:].expand(BATCH - len(values), *values.shape[1:])])
 
 
+@dataclass(frozen=True)
+class _Graph:
+    """A traced gradient: called with points, held values, the density's inputs, then these constants."""
+
+    compiled: Callable[..., Any]
+    constants: list[Tensor]
+
+
+_TRACES: OrderedDict[tuple[Any, ...], _Graph] = OrderedDict()
+
+
+def _bind(graph: _Graph, inputs: list[Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    def run(*values: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            gradient, value = graph.compiled(*values, *inputs, *graph.constants)
+        return gradient, value
+
+    return run
+
+
+def _agree(
+    traced: Callable[..., tuple[Tensor, Tensor]],
+    eager: Callable[..., tuple[Tensor, Tensor]],
+    example: Tensor,
+    fixed: list[Tensor],
+) -> bool:
+    """Whether a trace gives what the story gives, at points of either sign."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(example.shape, dtype=example.dtype, generator=generator)
+    with torch.no_grad():
+        pairs = zip(traced(z, *fixed), eager(z, *fixed), strict=True)
+        return all(
+            a.shape == b.shape
+            and torch.allclose(a, b, rtol=1e-6, atol=1e-9 * _largest(b), equal_nan=True)
+            for a, b in pairs
+        )
+
+
+def _largest(values: Tensor) -> float:
+    finite = values[torch.isfinite(values)]
+    return float(finite.abs().max()) if len(finite) else 0.0
+
+
 def _trace(
-    function: Callable[..., tuple[Tensor, Tensor]], *examples: Tensor
-) -> Callable[..., tuple[Tensor, Tensor]]:
+    function: Callable[..., tuple[Tensor, Tensor]],
+    examples: tuple[Tensor, ...],
+    inputs: list[Tensor],
+) -> _Graph:
     """A function of tensors as a frozen graph of plain operations, common subexpressions merged."""
     from torch._guards import TracingContext, tracing
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
     from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
+    given = (*examples, *inputs)
     # Without a mode to share, the tracer makes one for every operation, which is half of its time.
     with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
-        graph = make_fx(lambda *values: function(*values))(*examples)
+        graph = make_fx(lambda *values: function(*values))(*given)
     merged = CSEPass()(graph)
     graph = graph if merged is None else merged.graph_module
     graph.graph.eliminate_dead_code()
     graph.recompile()
     with warnings.catch_warnings():
-        # Constants of the data become constants of the graph, which is what is wanted.
+        # Constants of the story become constants of the graph, which is what is wanted.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
-        compiled, constants = _compile(graph, examples)
-
-    def run(*values: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            gradient, value = compiled(*values, *constants)
-        return gradient, value
-
-    return run
+        return _compile(graph, given)
 
 
-def _compile(graph: Any, examples: tuple[Tensor, ...]) -> tuple[Callable[..., Any], list[Tensor]]:
+def _compile(graph: Any, examples: tuple[Tensor, ...]) -> _Graph:
     """A TorchScript function of a graph, and the constants that it takes after its arguments.
 
     `torch.jit.trace` would do, but what it makes is never freed: five megabytes a density. This is the same, in a
@@ -693,7 +790,7 @@ def _compile(graph: Any, examples: tuple[Tensor, ...]) -> tuple[Callable[..., An
     traced = torch.jit._get_trace_graph(graph, examples)[0]
     names = [value.debugName() for value in traced.inputs()][len(examples) :]
     constants = [getattr(graph, name).detach() for name in names]
-    return torch._C._create_function_from_graph("gradient", traced), constants
+    return _Graph(torch._C._create_function_from_graph("gradient", traced), constants)
 
 
 def factors_within(

@@ -34,12 +34,15 @@ class HeldOut:
         k: Pareto shape of each, NaN where the model was fitted again.
         refits: how many were fitted again.
         spatial: whether parts are blocks.
+        errors: Monte Carlo standard error of every part, as if draws were independent; NaN where it is not known.
+            The spread of the parts holds it already, since every block has random numbers of its own.
     """
 
     parts: np.ndarray
     k: np.ndarray
     refits: int = 0
     spatial: bool = False
+    errors: np.ndarray | float = np.nan
 
     @property
     def elpd(self) -> float:
@@ -69,16 +72,23 @@ def _pointwise(run: xr.DataTree) -> np.ndarray:
     return np.asarray(values).reshape(len(values), -1)
 
 
-def _left_out(columns: np.ndarray) -> tuple[float, float]:
-    """Log predictive density of units left out together, each scored by itself, and Pareto k.
+def _left_out(columns: np.ndarray) -> tuple[float, float, float]:
+    """Log predictive density of units left out together, each scored by itself, its error, and Pareto k.
 
     Scoring the units of a block one by one, and not jointly, keeps the Monte Carlo error small.
     """
     together = columns.sum(1)
     if np.ptp(together) == 0:
-        return float(columns[0].sum()), -np.inf
+        return float(columns[0].sum()), 0.0, -np.inf
     weights, k = _psis(together)
-    return float(np.logaddexp.reduce(weights[:, None] + columns, axis=0).sum()), k
+    return *_predicted(columns, weights), k
+
+
+def _predicted(columns: np.ndarray, log_weights: np.ndarray) -> tuple[float, float]:
+    """Sum over the units of the log of each one's mean density, and its Monte Carlo error by the delta method."""
+    means = np.logaddexp.reduce(log_weights[:, None] + columns, axis=0)
+    away = (np.exp(columns - means) - 1).sum(1)
+    return float(means.sum()), float(np.sqrt(np.sum((np.exp(log_weights) * away) ** 2)))
 
 
 def _psis(log_likelihood: np.ndarray) -> tuple[np.ndarray, float]:
@@ -103,8 +113,9 @@ def _psis(log_likelihood: np.ndarray) -> tuple[np.ndarray, float]:
 
 def leave_one_out(run: xr.DataTree) -> HeldOut:
     """PSIS-LOO over the exchangeable units of a run."""
-    found = [_left_out(column[:, None]) for column in _pointwise(run).T]
-    return HeldOut(np.array([part for part, _ in found]), np.array([k for _, k in found]))
+    found = np.array([_left_out(column[:, None]) for column in _pointwise(run).T])
+    parts, errors, k = found.T
+    return HeldOut(parts, k, errors=errors)
 
 
 def blocks_of(model: Model, data: xr.Dataset, most: int = 8) -> np.ndarray | None:
@@ -181,18 +192,19 @@ def leave_block_out(
         return None
     names = range(int(codes.max()) + 1)
     if model.amortised:
-        sums, k = np.zeros(len(names)), np.full(len(names), np.inf)
+        found = np.tile([0.0, np.nan, np.inf], (len(names), 1))
     else:
         pointwise, flat = _pointwise(run), codes.reshape(-1)
-        found = [_left_out(pointwise[:, flat == b]) for b in names]
-        sums, k = np.array([part for part, _ in found]), np.array([shape for _, shape in found])
+        found = np.array([_left_out(pointwise[:, flat == b]) for b in names])
+    sums, errors, k = found.T
     again = [b for b in names if not k[b] <= RELIABLE_K]
     for i, block in enumerate(again):
         if progress:
             progress(i, len(again), f"fitting without block {block + 1}")
-        sums[block] = _refit(model, data, codes != block, run, prior, seed, options)
+        own = int(np.random.SeedSequence([seed, block]).generate_state(1)[0])
+        sums[block], errors[block] = _refit(model, data, codes != block, run, prior, own, options)
         k[block] = np.nan
-    return HeldOut(sums, k, len(again), True)
+    return HeldOut(sums, k, len(again), True, errors)
 
 
 def _refit(
@@ -203,10 +215,10 @@ def _refit(
     prior: Any,
     seed: int,
     options: dict[str, Any],
-) -> float:
-    """Log predictive density of the units not seen, from a fit to those seen."""
+) -> tuple[float, float]:
+    """Log predictive density of the units not seen, from a fit to those seen, and its Monte Carlo error."""
     if model.amortised:
-        return _refit_networks(model, data, seen, prior, seed, options)
+        return _refit_networks(model, data, seen, prior, seed, options), np.nan
     part = fit(
         model,
         data,
@@ -218,7 +230,7 @@ def _refit(
         **options,
     )
     hidden = _pointwise(part)[:, ~seen.reshape(-1)]
-    return float((np.logaddexp.reduce(hidden, axis=0) - np.log(len(hidden))).sum())
+    return _predicted(hidden, np.full(len(hidden), -np.log(len(hidden))))
 
 
 def _refit_networks(

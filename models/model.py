@@ -148,14 +148,14 @@ class View:
         self.device = device
         self.attrs = dict(data.attrs)
         self.sizes: dict[str, int] = {str(d): int(n) for d, n in self.data.sizes.items()}
-        self._tensors: dict[str, torch.Tensor] = {}
+        self.read: dict[str, torch.Tensor] = {}
 
     def __getattr__(self, name: str) -> torch.Tensor:
-        if name.startswith("_"):
+        if name.startswith("_") or name == "read":
             raise AttributeError(name)
-        if name not in self._tensors:
-            self._tensors[name] = self._tensor(name)
-        return self._tensors[name]
+        if name not in self.read:
+            self.read[name] = self._tensor(name)
+        return self.read[name]
 
     def _tensor(self, name: str) -> torch.Tensor:
         data = self.__dict__["data"]

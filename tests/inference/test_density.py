@@ -2,6 +2,7 @@
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 import toys
@@ -86,6 +87,47 @@ def test_the_trace_is_used_and_says_so():
     density = make_density(toys.toy_normal, toys.some_numbers())
     density.gradient(torch.zeros(3, 1, dtype=torch.float64))
     assert density.path == "traced"
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_data_of_the_same_shape_share_a_trace_and_keep_their_own_numbers(masked):
+    """Other values, another prior and another mask go into the trace of the first; shapes do not."""
+    from atomzoo.inference.density import _TRACES
+
+    _TRACES.clear()
+    rng = np.random.default_rng(1)
+    for scale in (1.0, 30.0):
+        for mask in (rng.random(20) < 0.5, rng.random(20) < 0.5) if masked else (None,):
+            data = toys.numbers(scale * rng.standard_normal(20))
+            given = {"mean": f"Normal({scale}, 2)", "noise": "HalfNormal(value.std)"}
+            density = make_density("toy_wide", data, given, mask=mask)
+            z = torch.randn(40, density.dim, dtype=torch.float64)
+            value, gradient = density.gradient(z)
+            with pyro.validation_enabled(False):
+                expected, exact = density._eager([])(z)[::-1]
+            torch.testing.assert_close(value, expected)
+            torch.testing.assert_close(gradient, exact)
+            assert density.path == "traced"
+            assert len(_TRACES) == 1
+    density = make_density("toy_wide", toys.numbers(rng.standard_normal(21)))
+    density.gradient(density.initial(1, 0))
+    assert len(_TRACES) == 2
+
+
+def test_a_story_that_reads_numbers_behind_the_views_back_is_traced_for_itself():
+    """They become constants of the trace, which the check against the story finds out."""
+
+    @model(kind="table", priors={"vague": {"mean": "Normal(0, 2)"}})
+    def user_behind(table, prior):
+        """Takes the largest value as noise, as a plain number."""
+        noise = float(np.abs(table.data["value"].values).max())
+        observe("value", dist.Normal(sample("mean", prior.mean), noise))
+
+    for scale in (1.0, 5.0):
+        density = make_density(user_behind, toys.numbers([-scale, scale / 2]))
+        value, _ = density.gradient(torch.zeros(1, 1, dtype=torch.float64))
+        torch.testing.assert_close(value[0], density.log_prob(torch.zeros(1, dtype=torch.float64)))
+        assert density.path == "traced"
 
 
 def test_a_story_that_cannot_be_traced_falls_back_to_eager_and_says_why():

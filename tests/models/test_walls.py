@@ -27,7 +27,7 @@ def curve(name: str, x: torch.Tensor, components: int = 1, **values: float) -> t
     """The model's own expectation on one row, as a function of x that can be differentiated: (x, component)."""
     scene = "wall_bloch" if components == 2 else "wall_second_order"
     view = View(simulate(scene, cells=len(x)))
-    view._tensors["x"] = x[:, None]
+    view.read["x"] = x[:, None]
     with (
         pyro.validation_enabled(False),
         pyro.poutine.trace() as tracer,
