@@ -252,7 +252,7 @@ def _show_gates(gates: list[Gate]) -> None:
             gate.name,
             _short(gate.value),
             f"{gate.threshold:g}",
-            "passed" if gate.passed else "FAILED",
+            gate.result.replace("failed", "FAILED"),
         )
         for gate in gates
     ]

@@ -292,7 +292,7 @@ def fit(
     if given is not None and found.giver is not None:
         write(found.giver(made, data), given)
         say(f"wrote {plain(give)}, of kind {found.gives}")
-    _end_strictly(strict, [gate.name for gate in gates if not gate.passed])
+    _end_strictly(strict, [gate.name for gate in gates if gate.fault])
 
 
 def _start(partial: Path, resume: bool) -> None:
@@ -395,7 +395,7 @@ def compare(
             f"{row.model.name}: {gate.name}"
             for row in found.rows
             for gate in row.gates
-            if row.model.name in resting and not gate.passed
+            if row.model.name in resting and gate.fault
         ],
     )
 

@@ -430,7 +430,7 @@ def _replicate(job: _Job) -> _Outcome:
             first = (str(error).splitlines() or [""])[0][:300]
             known = isinstance(error, DataError | ModelError | RunError)
             return _Outcome({}, failure=first if known else f"{type(error).__name__}: {first}")
-    return _Outcome(ranks, tuple(gate.name for gate in gates if not gate.passed))
+    return _Outcome(ranks, tuple(gate.name for gate in gates if gate.fault))
 
 
 def _find(job: _Job) -> Model:

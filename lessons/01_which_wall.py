@@ -155,7 +155,7 @@ fig.tight_layout()
 comparison = atomzoo.compare(wall, blocks=False)
 for row in comparison.rows:
     print(
-        f"{row.model.name:18} log evidence {row.evidence:7.2f}   gates failed: {sum(not g.passed for g in row.gates)}"
+        f"{row.model.name:18} log evidence {row.evidence:7.2f}   gates failed: {sum(g.fault for g in row.gates)}"
     )
 print("\n" + comparison.verdict.text)
 for name, why in comparison.skipped.items():

@@ -448,7 +448,7 @@ def _bounds(winner: Row, rows: list[Row], every: dict[str, Model]) -> list[Bound
     return found
 
 
-def _shifts(rows: list[Row], verdict: Verdict, seed: int, n: int = 4000) -> list[Shift]:
+def _shifts(rows: list[Row], verdict: Verdict, seed: int) -> list[Shift]:
     """How the evidence answers to each prior, by power scaling (Kallioinen et al. 2024)."""
     shared: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -458,13 +458,14 @@ def _shifts(rows: list[Row], verdict: Verdict, seed: int, n: int = 4000) -> list
                     shared.setdefault((parameter, text), []).append(row)
     found = []
     for (parameter, text), owners in shared.items():
-        before = _prior_log_density(text, n, seed)
-        after = {
-            r.model.name: draws_of(r.run, parameter, "log_prior").values.reshape(-1) for r in owners
-        }
+        prior = parse(text, {})
         wider, tighter = (
-            {name: _power_shift(values, before, power) for name, values in after.items()}
+            {
+                row.model.name: _log_mean_power(_log_prior(row, parameter), power - 1) - before
+                for row in owners
+            }
             for power in (0.5, 2.0)
+            for before in [_log_normaliser(prior, power, seed)]
         )
         changes = any(
             _verdict(_moved(rows, by)).winner != verdict.winner for by in (wider, tighter)
@@ -473,24 +474,44 @@ def _shifts(rows: list[Row], verdict: Verdict, seed: int, n: int = 4000) -> list
     return found
 
 
-def _prior_log_density(text: str, n: int, seed: int) -> np.ndarray:
+def _log_prior(row: Row, parameter: str) -> np.ndarray:
+    return np.asarray(draws_of(row.run, parameter, "log_prior").values.reshape(-1))
+
+
+def _log_mean_power(log_values: np.ndarray, power: float) -> float:
+    """Log of the mean of values to a power."""
+    return float(np.logaddexp.reduce(power * log_values) - np.log(len(log_values)))
+
+
+def _log_normaliser(prior: Any, power: float, seed: int) -> float:
+    """Log integral of a prior density raised to a power, summed over the elements of an independent vector.
+
+    By quadrature on the unconstrained axis: the mean over draws has no variance for wider priors. Only densities over
+    vectors whose elements hang together are averaged over draws.
+    """
     import torch
+    from torch.distributions import Independent, biject_to
 
-    distribution = parse(text, {})
-    with torch.random.fork_rng(devices=[]):
+    while isinstance(prior, Independent):
+        prior = prior.base_dist
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        draws = distribution.sample((n,))
-    value = distribution.log_prob(draws)
-    return np.asarray(value.reshape(n, -1).sum(1)) if value.ndim > 1 else np.asarray(value)
-
-
-def _power_shift(after: np.ndarray, before: np.ndarray, power: float) -> float:
-    """Change in log evidence when a prior density is raised to a power and normalised again."""
-
-    def log_mean(values: np.ndarray) -> float:
-        return float(np.logaddexp.reduce((power - 1) * values) - np.log(len(values)))
-
-    return log_mean(after) - log_mean(before)
+        draws = prior.sample((4000,))
+        if prior.event_shape or not draws.dtype.is_floating_point:
+            log_values = prior.log_prob(draws).reshape(len(draws), -1).sum(1)
+            return _log_mean_power(log_values.numpy(), power - 1)
+        transform = biject_to(prior.support)
+        z = transform.inv(draws)
+        middle = z.median(0).values
+        spread = (z - middle).abs().median(0).values
+        steps = torch.linspace(-60.0, 60.0, 24001, dtype=torch.float64)
+        z = middle + spread * steps.reshape(-1, *[1] * middle.dim())
+        x = transform(z)
+        log_values = power * prior.log_prob(x) + transform.log_abs_det_jacobian(z, x)
+        # At the far ends x may reach the edge of its support, where nothing is left.
+        log_values = torch.nan_to_num(log_values, nan=-torch.inf, posinf=-torch.inf)
+        total = torch.logsumexp(log_values, 0) + torch.log(spread * (steps[1] - steps[0]))
+    return float(total.sum())
 
 
 def _moved(rows: list[Row], by: dict[str, float]) -> list[Row]:

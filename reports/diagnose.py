@@ -25,6 +25,8 @@ PREDICTIVE_P = 0.01
 LEAST_PREDICTIONS = 100
 PRIOR_SENSITIVITY = 0.05
 MANY_CHAINS = 16
+# A prior that matters is a finding about the conclusion, no fault of the computation: it is told, and stops nothing.
+FINDINGS = ("prior sensitivity",)
 # Gates whose figure must not be below the threshold; all others must not be above.
 AT_LEAST = ("bulk ESS", "tail ESS", "E-BFMI", "posterior predictive p")
 
@@ -51,6 +53,16 @@ class Gate:
     def limit(self) -> str:
         """The threshold with its direction, such as "≤ 1.01"."""
         return f"{'≥' if self.name in AT_LEAST else '≤'} {self.threshold:g}"
+
+    @property
+    def fault(self) -> bool:
+        """Whether the run should not be relied on before this is mended."""
+        return not self.passed and self.name not in FINDINGS
+
+    @property
+    def result(self) -> str:
+        """In a word: passed, failed, or a finding to note."""
+        return "passed" if self.passed else "failed" if self.fault else "note"
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; a figure that does not exist is null."""

@@ -261,8 +261,13 @@ class Entry:
 
     @property
     def failed(self) -> list[Gate]:
-        """Gates that it did not pass."""
-        return [gate for gate in self.gates if not gate.passed]
+        """Gates that it did not pass, findings aside."""
+        return [gate for gate in self.gates if gate.fault]
+
+    @property
+    def noted(self) -> list[Gate]:
+        """Findings beyond their thresholds."""
+        return [gate for gate in self.gates if not gate.passed and not gate.fault]
 
     @property
     def card(self) -> Markup:
@@ -661,20 +666,17 @@ def _bound(bound: Bound, comparison: Comparison) -> str:
 
 def _checks(entry: Entry) -> Conclusion:
     """What to say of a single run: whether its checks passed."""
-    failed = entry.failed
-    if not failed:
-        return Conclusion("won", "One run", f"{entry.name}: all {len(entry.gates)} checks passed")
-    names = ", ".join(gate.name for gate in failed)
-    # That the prior matters is a finding; that the chains disagree is not.
-    mend = any(gate.name != "prior sensitivity" for gate in failed)
-    return Conclusion(
-        "failed" if mend else "open",
-        "One run",
-        f"{entry.name}: {len(failed)} of {len(entry.gates)} checks failed",
-        f"Failed: {names}."
-        + (" Do not rely on what follows before that is mended." if mend else ""),
-        cautions=[
-            f"{g.name} is {gate_value(g.value, g.threshold)}, should be {g.limit}: {g.text}."
-            for g in failed
-        ],
-    )
+    failed, noted, every = entry.failed, entry.noted, len(entry.gates)
+    cautions = [
+        f"{g.name} is {gate_value(g.value, g.threshold)}, should be {g.limit}: {g.text}."
+        for g in (*failed, *noted)
+    ]
+    if failed:
+        names = ", ".join(gate.name for gate in failed)
+        why = f"Failed: {names}. Do not rely on what follows before that is mended."
+        headline = f"{entry.name}: {len(failed)} of {every} checks failed"
+        return Conclusion("failed", "One run", headline, why, cautions=cautions)
+    if noted:
+        headline = f"{entry.name}: no check failed, {len(noted)} of {every} to note"
+        return Conclusion("open", "One run", headline, cautions=cautions)
+    return Conclusion("won", "One run", f"{entry.name}: all {every} checks passed")

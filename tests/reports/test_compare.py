@@ -17,11 +17,12 @@ from atomzoo.datasets.kinds import DataError
 from atomzoo.datasets.scenes import simulate
 from atomzoo.inference.heldout import HeldOut
 from atomzoo.models.model import find
+from atomzoo.models.priors import parse
 from atomzoo.reports.compare import (
     STRONG,
     Row,
     _beats,
-    _power_shift,
+    _log_normaliser,
     _stacking,
     _verdict,
     compare,
@@ -123,8 +124,6 @@ def test_power_scaling_of_a_gaussian_prior_is_the_closed_form():
     assert shift.tighter["toy_normal"] == pytest.approx(
         evidence(2 / 2**0.5) - evidence(2), abs=0.05
     )
-    flat = np.zeros(100)
-    assert _power_shift(flat, flat, 2.0) == 0.0
 
 
 def test_a_larger_model_that_is_needed_wins():
@@ -197,3 +196,23 @@ def test_runs_made_before_are_compared_and_runs_of_other_data_refused():
     assert comparison.winner == "wall_second_order"
     with pytest.raises(RuntimeError, match="other data"):
         compare_runs(other, runs)
+
+
+@pytest.mark.parametrize("power", [0.5, 2.0])
+def test_a_prior_raised_to_a_power_is_normalised_exactly(power):
+    """∫ N(x; m, s)^a dx = (2 pi s^2)^((1-a)/2) / sqrt(a), and half of the same on half the line."""
+    normal = 0.5 * (1 - power) * np.log(2 * np.pi * 9) - 0.5 * np.log(power)
+    half = power * np.log(2) + normal - np.log(2)
+    # x = e^z: p(x)^a dx = N(z)^a e^((1-a) z) dz
+    log_normal = 0.5 * (1 - power) * np.log(2 * np.pi * 0.25) - 0.5 * np.log(power)
+    log_normal += (1 - power) * 1.0 + 0.5 * (1 - power) ** 2 * 0.25 / power
+    uniform = (1 - power) * np.log(4)
+    exact = {
+        "Normal(2, 3)": normal,
+        "HalfNormal(3)": half,
+        "LogNormal(1, 0.5)": log_normal,
+        "Uniform(-1, 3)": uniform,
+        "Normal([2, -50], [3, 3]).to_event(1)": 2 * normal,
+    }
+    for text, value in exact.items():
+        assert _log_normaliser(parse(text, {}), power, 0) == pytest.approx(value, abs=1e-6), text

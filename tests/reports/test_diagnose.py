@@ -173,6 +173,9 @@ def test_a_prior_that_pulls_is_seen_and_a_wide_one_is_not():
     wide, narrow = gates(conjugate(10.0)), gates(conjugate(0.3))
     assert wide["prior sensitivity"].passed
     assert not narrow["prior sensitivity"].passed
+    # A finding, and no fault.
+    assert narrow["prior sensitivity"].result == "note"
+    assert not narrow["prior sensitivity"].fault
     prior, likelihood = power_scaling(conjugate(0.3))["mean"]
     assert prior > 0.05
     assert likelihood > 0.05
