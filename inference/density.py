@@ -32,7 +32,7 @@ __all__ = ["Density", "Factor", "Site", "sum_product"]
 
 Values = dict[str, Tensor]
 # One size for every traced batch: shorter ones are padded, so that there is one trace a density.
-BATCH = 32
+BATCH = 64
 # Traces kept for the next data of the same shapes, the least used forgotten first.
 MOST_TRACES = 32
 

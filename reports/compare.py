@@ -21,7 +21,7 @@ from ..datasets.kinds import DataError, kind_of, validate
 from ..inference.density import Density
 from ..inference.fit import fit, make_density, one_thread
 from ..inference.heldout import HeldOut, leave_block_out, leave_one_out
-from ..inference.laplace import find_modes
+from ..inference.modes import find_modes
 from ..inference.runs import Progress, RunError, digest, draws_of
 from ..models.model import Model, find, models
 from ..models.priors import ModelError, describe, parse

@@ -1,0 +1,171 @@
+"""The modes of a posterior: many starts climb together, and every basin that counts is kept."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor
+
+from .density import Density
+from .runs import RunError
+
+__all__ = ["Mode", "find_modes"]
+
+# A basin e^-12 below the best holds less than a draw in a hundred thousand.
+NEGLIGIBLE = 12.0
+SAME_MODE = 0.5
+MOST_ALTERNATIVES = 64
+SPREAD_DRAWS = 32
+
+Held = dict[str, Tensor]
+# Where it is, its log density, and the Cholesky factor of its covariance.
+Mode = tuple[Tensor, float, Tensor]
+
+
+def find_modes(density: Density, starts: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Distinct modes (k, dim), their log densities (k,) and Cholesky factors of their covariances.
+
+    Adam from many starts at once, then damped Newton steps from the best of each basin. Where the model has a few
+    alternatives for the whole dataset, such as graphs, every one of them has its own mode.
+    """
+    choices = _alternatives(density)
+    found = (
+        _modes_of_alternatives(density, choices, seed) if choices else _modes(density, starts, seed)
+    )
+    best = max(value for _, value, _ in found)
+    found = [f for f in found if f[1] > best - NEGLIGIBLE]
+    return (
+        torch.stack([f[0] for f in found]),
+        torch.tensor([f[1] for f in found], dtype=torch.float64),
+        torch.stack([f[2] for f in found]),
+    )
+
+
+def _alternatives(density: Density) -> list[Held]:
+    """Every combination of the alternatives, none where there are none or too many to climb each."""
+    sites = density.alternatives
+    if not sites or math.prod(site.size or 1 for site in sites) > MOST_ALTERNATIVES:
+        return []
+    ranges = [range(site.size or 1) for site in sites]
+    return [
+        {s.name: torch.full((1, *s.shape), value) for s, value in zip(sites, values, strict=True)}
+        for values in itertools.product(*ranges)
+    ]
+
+
+def _modes_of_alternatives(density: Density, choices: list[Held], seed: int) -> list[Mode]:
+    each = 3
+    first = density.initial(SPREAD_DRAWS, seed)
+    scale = _spread(first)
+    start = first[:each].repeat(len(choices), 1)
+    held = {
+        name: torch.cat([choice[name] for choice in choices]).repeat_interleave(each, 0)
+        for name in choices[0]
+    }
+    z = _climb(density, start, scale, held)
+    height = torch.nan_to_num(density.gradient(z, held)[0], nan=-torch.inf).reshape(-1, each)
+    best = height.argmax(1) + each * torch.arange(len(choices))
+    found = [_newton(density, z[i], scale, choice) for i, choice in zip(best, choices, strict=True)]
+    return [mode for mode in found if math.isfinite(mode[1])]
+
+
+def _modes(density: Density, starts: int, seed: int) -> list[Mode]:
+    first = density.initial(max(starts, SPREAD_DRAWS), seed)
+    scale = _spread(first)
+    z = _climb(density, first[:starts], scale)
+    height, _ = density.gradient(z)
+    height = torch.nan_to_num(height, nan=-torch.inf)
+    order = torch.argsort(height, descending=True)
+    if not torch.isfinite(height[order[0]]):
+        raise RunError(
+            "the density is not finite anywhere near draws from the prior; check the prior"
+        )
+    found: list[Mode] = []
+    for i in order.tolist():
+        if len(found) == 8 or (found and float(height[i]) < found[0][1] - 3 * NEGLIGIBLE):
+            break
+        if any(_near(z[i], mode, factor) for mode, _, factor in found):
+            continue
+        mode, value, factor = _newton(density, z[i], scale)
+        if math.isfinite(value) and not any(_near(mode, m, f) for m, _, f in found):
+            found.append((mode, value, factor))
+    if not found:
+        raise RunError("no mode with a finite density was found; check the prior")
+    return found
+
+
+def _spread(points: Tensor) -> Tensor:
+    """Spread of the prior along every axis, so that climbing does not depend on the units."""
+    middle = points.median(0).values
+    spread: Tensor = (points - middle).abs().median(0).values
+    return torch.where(spread > 0, 1.5 * spread, torch.ones_like(spread))
+
+
+def _climb(
+    density: Density,
+    z: Tensor,
+    scale: Tensor,
+    held: Held | None = None,
+    steps: int = 250,
+    rate: float = 0.15,
+) -> Tensor:
+    """Adam with a decaying rate, until nothing climbs; points whose gradient is not finite stay where they are."""
+    first, second = torch.zeros_like(z), torch.zeros_like(z)
+    checked = torch.full((len(z),), -torch.inf, dtype=torch.float64)
+    for step in range(1, steps + 1):
+        height, gradient = density.gradient(z, held)
+        if step % 40 == 0:
+            # Newton steps finish what is within a tenth of a nat of its mode.
+            height = torch.nan_to_num(height, nan=-torch.inf)
+            if not (height > checked + 0.1).any():
+                break
+            checked = torch.maximum(height, checked)
+        gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        gradient = gradient * scale
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.99 * second + 0.01 * gradient**2
+        unbiased = (first / (1 - 0.9**step)) / (torch.sqrt(second / (1 - 0.99**step)) + 1e-12)
+        z = z + scale * rate * (0.5 + 0.5 * math.cos(math.pi * step / steps)) * unbiased
+    return z
+
+
+def _curvature(
+    density: Density, z: Tensor, scale: Tensor, held: Held | None
+) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of minus the Hessian in units of the scale, made positive, and its eigenvectors."""
+    hessian = density.hessian(z, held, 1e-4 * scale) * scale[:, None] * scale
+    hessian = torch.nan_to_num(0.5 * (hessian + hessian.T), nan=0.0, posinf=0.0, neginf=0.0)
+    values, vectors = torch.linalg.eigh(-hessian)
+    # In units of the prior's spread no direction is wider than a few of these.
+    return values.abs().clamp(min=1e-2), vectors
+
+
+def _newton(
+    density: Density, z: Tensor, scale: Tensor, held: Held | None = None, steps: int = 12
+) -> Mode:
+    (value, *_), (gradient, *_) = density.gradient(z[None], held)
+    fixed = {k: v.expand(4, *v.shape[1:]) for k, v in (held or {}).items()}
+    damping = torch.tensor([1.0, 0.3, 0.1, 0.01], dtype=z.dtype)[:, None]
+    for _ in range(steps):
+        values, vectors = _curvature(density, z, scale, held)
+        step = scale * (vectors @ ((vectors.T @ (gradient * scale)) / values))
+        trials = z + damping * step
+        heights, gradients = density.gradient(trials, fixed)
+        best = int(torch.nan_to_num(heights, nan=-torch.inf).argmax())
+        gained = float(heights[best] - value)
+        if not gained > 0:
+            break
+        z, value, gradient = trials[best], heights[best], gradients[best]
+        if gained < 1e-9:
+            break
+    values, vectors = _curvature(density, z, scale, held)
+    covariance = (vectors / values) @ vectors.T
+    factor = torch.linalg.cholesky(0.5 * (covariance + covariance.T))
+    return z, float(value), scale[:, None] * factor
+
+
+def _near(z: Tensor, mode: Tensor, factor: Tensor) -> bool:
+    white = torch.linalg.solve_triangular(factor, (z - mode)[:, None], upper=False)
+    return float((white**2).mean()) < SAME_MODE**2
