@@ -378,6 +378,9 @@ class Density:
             held: a value of every alternative for each vector; by default they are summed out.
         """
         fixed = [held[site.name] for site in self.alternatives] if held else []
+        if len(z) == BATCH:
+            gradient, value = self._traced(BATCH, bool(held))(z, *fixed)
+            return value.detach(), gradient.detach()
         values, gradients = [], []
         for start in range(0, len(z), BATCH):
             parts = [_padded(t[start : start + BATCH]) for t in (z, *fixed)]

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from .density import Density
-from .mixture import Mixture, best_proposal, weigh
+from .mixture import Mixture, Pool, best_proposal, weigh
 from .modes import find_modes
 from .runs import Draws, Progress, RunError
 
-__all__ = ["run"]
+__all__ = ["no_latents", "run"]
 
 
 def run(
@@ -52,12 +52,13 @@ def run(
         raise RunError("chains, draws, starts and proposals must be at least 1")
     report = progress or (lambda done, total, text: None)
     if density.dim == 0:
-        return _no_latents(density, chains, draws)
+        return no_latents(density, chains, draws)
     generator = torch.Generator().manual_seed(seed)
     report(0, 3, "climbing to the modes")
     modes, heights, factors = find_modes(density, starts, seed)
     report(1, 3, "fitting the proposal")
-    mixture = best_proposal(density, modes, heights, factors, proposals // 4, refits, generator)
+    pool = Pool(density, proposals // 4, generator)
+    mixture = best_proposal(pool, modes, heights, factors, refits)
     report(2, 3, "drawing")
     z, log_weights = weigh(density, mixture, proposals, generator)
     evidence, error = _evidence(log_weights)
@@ -77,7 +78,7 @@ def run(
     return Draws(z[chosen].reshape(chains, draws, -1), stats, evidence, error, attrs)
 
 
-def _no_latents(density: Density, chains: int, draws: int) -> Draws:
+def no_latents(density: Density, chains: int, draws: int) -> Draws:
     """A model whose latents are all discrete: the sum is the answer."""
     z = torch.zeros(chains, draws, 0, dtype=torch.float64)
     value = float(density.log_prob(torch.zeros(0, dtype=torch.float64)))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .density import Density
 
-__all__ = ["Mixture", "Pool", "best_proposal", "log_density", "start_mixture", "weigh"]
+__all__ = ["Mixture", "Pool", "best_proposal", "log_density", "start_mixture", "taught", "weigh"]
 
 # Heavy tails keep the weights bounded where the posterior has shoulders, in few dimensions; in many only a Gaussian
 # posterior can be sampled so, and only by a proposal that is nearly Gaussian itself. The best of these is taken.
@@ -21,6 +21,8 @@ FEW_DIMENSIONS = 8
 # Share of effective draws at which a proposal is good enough, and rounds without a gain after which it is left.
 ENOUGH = 0.8
 PATIENCE = 3
+# Log of how much thinner than the posterior, against the mean, a proposal may be at any draw.
+THIN = 2.0
 
 
 @dataclass(frozen=True)
@@ -113,17 +115,10 @@ class Pool:
 
 
 def best_proposal(
-    density: Density,
-    modes: Tensor,
-    heights: Tensor,
-    factors: Tensor,
-    n: int,
-    refits: int,
-    generator: torch.Generator,
+    pool: Pool, modes: Tensor, heights: Tensor, factors: Tensor, refits: int
 ) -> Mixture:
     """The mixture with the most effective draws: of several tails, then grown where it falls short."""
     few = modes.shape[1] < FEW_DIMENSIONS
-    pool = Pool(density, n, generator)
     for nu in DEGREES_OF_FREEDOM[: 1 if few else None]:
         pool.add(start_mixture(modes, heights, factors, nu))
     mixture = max(pool.proposals, key=pool.efficiency)
@@ -168,6 +163,39 @@ def _grown(mixture: Mixture, z: Tensor, log_weights: Tensor) -> Mixture:
         torch.cat([mixture.factors, factor[None]]),
         mixture.nu,
     )
+
+
+def taught(mixture: Mixture, z: Tensor, value: Tensor, most: int = 3) -> Mixture:
+    """A mixture refitted to draws from the posterior itself, and grown where it has too little of them.
+
+    Args:
+        mixture: what proposed them, or where to begin.
+        z: draws (n, dim).
+        value: log density at each, up to a constant.
+        most: components to add at most.
+    """
+    for _ in range(most):
+        ratio = value - mixture.log_prob(z)
+        center = z[ratio.argmax()]
+        if float(ratio.max() - torch.logsumexp(ratio, 0) + math.log(len(z))) < THIN:
+            break
+        metric, info = torch.linalg.cholesky_ex(torch.cov(z.T).reshape(z.shape[1], -1))
+        if int(info):
+            break
+        away = torch.linalg.solve_triangular(metric, (z - center).T, upper=False)
+        near = z[(away**2).sum(0).argsort()[: max(len(z) // 20, 5 * z.shape[1])]]
+        factor, info = torch.linalg.cholesky_ex(torch.cov(near.T).reshape(z.shape[1], -1))
+        if int(info):
+            break
+        share = len(near) / len(z)
+        mixture = Mixture(
+            torch.cat([(1 - share) * mixture.weights, torch.tensor([share], dtype=z.dtype)]),
+            torch.cat([mixture.means, near.mean(0)[None]]),
+            torch.cat([mixture.factors, factor[None]]),
+            mixture.nu,
+        )
+        mixture = _refit(mixture, z, torch.zeros(len(z), dtype=z.dtype))
+    return mixture
 
 
 def _effective(log_weights: Tensor) -> float:

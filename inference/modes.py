@@ -11,13 +11,19 @@ from torch import Tensor
 from .density import Density
 from .runs import RunError
 
-__all__ = ["Mode", "find_modes"]
+__all__ = ["Mode", "ascend", "climb", "find_modes", "spread"]
 
 # A basin e^-12 below the best holds less than a draw in a hundred thousand.
 NEGLIGIBLE = 12.0
 SAME_MODE = 0.5
 MOST_ALTERNATIVES = 64
 SPREAD_DRAWS = 32
+# No step is longer, in units of the prior's spread.
+LONGEST = 2.0
+# Up to here every climb keeps an inverse Hessian of its own.
+DENSE = 50
+# Share of the climbs that are not waited for.
+LAGGING = 0.05
 
 Held = dict[str, Tensor]
 # Where it is, its log density, and the Cholesky factor of its covariance.
@@ -58,13 +64,13 @@ def _alternatives(density: Density) -> list[Held]:
 def _modes_of_alternatives(density: Density, choices: list[Held], seed: int) -> list[Mode]:
     each = 3
     first = density.initial(SPREAD_DRAWS, seed)
-    scale = _spread(first)
+    scale = spread(first)
     start = first[:each].repeat(len(choices), 1)
     held = {
         name: torch.cat([choice[name] for choice in choices]).repeat_interleave(each, 0)
         for name in choices[0]
     }
-    z = _climb(density, start, scale, held)
+    z = climb(density, start, scale, held)
     height = torch.nan_to_num(density.gradient(z, held)[0], nan=-torch.inf).reshape(-1, each)
     best = height.argmax(1) + each * torch.arange(len(choices))
     found = [_newton(density, z[i], scale, choice) for i, choice in zip(best, choices, strict=True)]
@@ -73,8 +79,8 @@ def _modes_of_alternatives(density: Density, choices: list[Held], seed: int) -> 
 
 def _modes(density: Density, starts: int, seed: int) -> list[Mode]:
     first = density.initial(max(starts, SPREAD_DRAWS), seed)
-    scale = _spread(first)
-    z = _climb(density, first[:starts], scale)
+    scale = spread(first)
+    z = climb(density, first[:starts], scale)
     height, _ = density.gradient(z)
     height = torch.nan_to_num(height, nan=-torch.inf)
     order = torch.argsort(height, descending=True)
@@ -96,14 +102,86 @@ def _modes(density: Density, starts: int, seed: int) -> list[Mode]:
     return found
 
 
-def _spread(points: Tensor) -> Tensor:
+def spread(points: Tensor) -> Tensor:
     """Spread of the prior along every axis, so that climbing does not depend on the units."""
     middle = points.median(0).values
-    spread: Tensor = (points - middle).abs().median(0).values
-    return torch.where(spread > 0, 1.5 * spread, torch.ones_like(spread))
+    found: Tensor = (points - middle).abs().median(0).values
+    return torch.where(found > 0, 1.5 * found, torch.ones_like(found))
 
 
-def _climb(
+def climb(density: Density, z: Tensor, scale: Tensor, held: Held | None = None) -> Tensor:
+    """Climb from every point at once, in units of the scale, until hardly any climbs further."""
+    return (_bfgs if density.dim <= DENSE else ascend)(density, z, scale, held)
+
+
+def _bfgs(
+    density: Density, z: Tensor, scale: Tensor, held: Held | None = None, steps: int = 100
+) -> Tensor:
+    """BFGS of every point at once, each with its own inverse Hessian and step."""
+    n, dim = z.shape
+    eye = torch.eye(dim, dtype=z.dtype)
+    inverse = eye.repeat(n, 1, 1)
+    height, gradient = _sane(density, z, scale, held)
+    alpha = torch.ones(n, dtype=z.dtype)
+    fresh = torch.ones(n, dtype=torch.bool)
+    checked = height
+    for step in range(1, steps + 1):
+        direction = (inverse @ gradient[..., None]).squeeze(-1)
+        rise = (direction * gradient).sum(1)
+        length = direction.norm(dim=1).clamp(min=1e-300)
+        # The first step of a row has no curvature to go by.
+        factor = alpha * torch.where(fresh, 0.3 / length, (LONGEST / length).clamp(max=1.0))
+        moved = factor[:, None] * direction
+        new, slope = _sane(density, z + scale * moved, scale, held)
+        better = new >= height + 1e-4 * factor * rise
+        change = gradient - slope
+        curvature = (change * moved).sum(1)
+        update = better & (curvature > 1e-10 * moved.norm(dim=1) * change.norm(dim=1))
+        inverse = _updated(inverse, moved, change, curvature, update, fresh)
+        rows = better[:, None]
+        z = torch.where(rows, z + scale * moved, z)
+        gradient = torch.where(rows, slope, gradient)
+        height = torch.where(better, new, height)
+        fresh = fresh & ~update
+        alpha = torch.where(better, 1.0, alpha * 0.3)
+        # A direction that leads nowhere is forgotten.
+        stuck = alpha < 1e-4
+        inverse = torch.where(stuck[:, None, None], eye, inverse)
+        fresh, alpha = fresh | stuck, torch.where(stuck, 1.0, alpha)
+        if step % 10 == 0:
+            if float((height > checked + 0.1).to(z.dtype).mean()) < LAGGING:
+                break
+            checked = height
+    return z
+
+
+def _sane(density: Density, z: Tensor, scale: Tensor, held: Held | None) -> tuple[Tensor, Tensor]:
+    """Heights and gradients in units of the scale; what is not finite is as low as can be, and flat."""
+    height, gradient = density.gradient(z, held)
+    fine = torch.isfinite(height) & torch.isfinite(gradient).all(1)
+    return torch.where(fine, height, -torch.inf), torch.where(fine[:, None], gradient * scale, 0.0)
+
+
+def _updated(
+    inverse: Tensor, moved: Tensor, change: Tensor, curvature: Tensor, update: Tensor, fresh: Tensor
+) -> Tensor:
+    """The BFGS update of the rows that may have it; a row's first one also sets its scale."""
+    safe = torch.where(update, curvature, 1.0)
+    square = change.square().sum(1).clamp(min=1e-300)
+    first = (safe / square)[:, None, None] * torch.eye(moved.shape[1], dtype=moved.dtype)
+    base = torch.where((fresh & update)[:, None, None], first, inverse)
+    pushed = (base @ change[..., None]).squeeze(-1)
+    outer = moved[:, :, None] * pushed[:, None, :]
+    grown = (1 + (change * pushed).sum(1) / safe) / safe
+    new = (
+        base
+        + grown[:, None, None] * moved[:, :, None] * moved[:, None, :]
+        - (outer + outer.transpose(1, 2)) / safe[:, None, None]
+    )
+    return torch.where(update[:, None, None], new, inverse)
+
+
+def ascend(
     density: Density,
     z: Tensor,
     scale: Tensor,
