@@ -151,6 +151,19 @@ Simulations = Annotated[int, typer.Option("-n", min=20, help="Number of simulati
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Processes, by default one a processor.")
 ]
+Dask = Annotated[
+    str | None,
+    typer.Option("--dask", metavar="ADDRESS", help="Run on the workers of this Dask scheduler."),
+]
+Timeout = Annotated[
+    float,
+    typer.Option(
+        "--timeout", metavar="SECONDS", help="A fit that takes longer is ended and tried once more."
+    ),
+]
+ResumeCalibration = Annotated[
+    bool, typer.Option("--resume", help="Go on from CERTIFICATE.json.partial, if it is there.")
+]
 StrictOnRanks = Annotated[
     bool, typer.Option("--strict", help="Exit with 1 when the calibration failed.")
 ]

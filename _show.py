@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._terminal import plain, prose, say, table
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from .datasets.scenes import Scene
-    from .inference.calibrate import Certificate
+    from .inference.certificates import Certificate
     from .models.model import Model
     from .reports.compare import Comparison
     from .reports.diagnose import Gate
@@ -24,6 +23,7 @@ __all__ = [
     "known_truth",
     "show_catalogue",
     "show_certificate",
+    "show_certificates",
     "show_comparison",
     "show_data",
     "show_model",
@@ -293,14 +293,40 @@ def _figure(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def show_certificate(certificate: Certificate, where: Path | None = None) -> None:
+def show_certificates(model: Model, kept: list[Certificate]) -> None:
+    """The certificates that come with the package, a line a runner."""
+    if not kept:
+        say(f"no calibration comes with the package: see atomzoo calibrate {model.name}")
+        return
+    columns = ("calibrated with", ">simulations", "prior", "on", "atomzoo", "torch", "", "worst")
+    table(columns, [_certificate_row(model, certificate) for certificate in kept])
+
+
+def _certificate_row(model: Model, certificate: Certificate) -> tuple[str, ...]:
+    verdict = "passed" if certificate.passed else "FAILED"
+    if certificate.outdated(model):
+        verdict += ", OUTDATED: the model has changed since"
+    worst = certificate.worst
+    return (
+        certificate.runner,
+        str(certificate.n),
+        certificate.prior_set,
+        certificate.date[:10],
+        certificate.versions.get("atomzoo", "?"),
+        certificate.versions.get("torch", "?"),
+        verdict,
+        f"{worst.name}, p = {min(worst.ecdf_p, worst.chi2_p):.2g}" if worst else "",
+    )
+
+
+def show_certificate(certificate: Certificate) -> None:
     """What a calibration found, by parameter."""
     verdict = "passed" if certificate.passed else "FAILED"
     say(f"calibration of {certificate.model}: {verdict}", style="bold")
     when = f", {plain(certificate.date[:10])}" if certificate.date else ""
     say(
         f"{certificate.n} simulations from prior {plain(certificate.prior_set)}, runner "
-        f"{plain(certificate.runner)}, seed {certificate.seed}{when}{f', in {where}' if where else ''}\n"
+        f"{plain(certificate.runner)}, seed {certificate.seed}{when}\n"
     )
     levels = (
         [part.level for part in certificate.quantities[0].coverage]
@@ -322,6 +348,9 @@ def show_certificate(certificate: Certificate, where: Path | None = None) -> Non
     say(f"\na single test fails below p = {certificate.level:.2g}, corrected for their number")
     for name, why in certificate.not_ranked.items():
         say(f"not ranked: {plain(name)}: {plain(why)}")
+    if certificate.retried:
+        more = f", and {len(certificate.retried) - 3} more" if len(certificate.retried) > 3 else ""
+        say(f"done again: {plain('; '.join(certificate.retried[:3]))}{more}")
     for failure in certificate.failures[:3]:
         say(f"no fit: {plain(failure)}", style="yellow")
     if len(certificate.failures) > 3:

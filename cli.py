@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -108,21 +108,23 @@ def show(
     model: opt.ModelName,
     certificate: opt.Certificate = None,
 ) -> None:
-    """Show a model's card and priors, and its certificate if it has one."""
-    from ._show import show_certificate, show_model
-    from .inference.calibrate import Certificate
+    """Show a model's card and priors, and its certificates if it has any."""
+    from ._show import show_certificate, show_certificates, show_model
+    from .inference.certificates import Certificate, certificates_of
     from .inference.fit import runner_of
 
     found = _model(model)
-    packaged = Path(__file__).parent / "models" / "certificates" / f"{found.name}.json"
-    place = certificate or (packaged if packaged.is_file() else None)
-    issued = Certificate.read(place) if place else None
+    issued = Certificate.read(certificate) if certificate else None
     if issued is not None and issued.model != found.name:
-        raise InputError(f"{place} is a certificate of {issued.model}, not of {found.name}")
+        raise InputError(f"{certificate} is a certificate of {issued.model}, not of {found.name}")
+    kept = certificates_of(found.name)
     show_model(found, runner_of(found, None)[0])
     if issued is not None:
         say()
         show_certificate(issued)
+    elif not found.amortised:
+        say()
+        show_certificates(found, kept)
 
 
 @app.command(epilog="Example: atomzoo scenes")
@@ -434,11 +436,14 @@ def calibrate(
     output: opt.CertificateOutput,
     n: opt.Simulations = 200,
     workers: opt.Workers = None,
+    dask: opt.Dask = None,
+    timeout: opt.Timeout = 600.0,
     prior: opt.Prior = None,
     override: opt.Override = None,
     runner: opt.Runner = None,
     seed: opt.Seed = 0,
     option: opt.Option = None,
+    resume: opt.ResumeCalibration = False,
     strict: opt.StrictOnRanks = False,
     quiet: opt.Quiet = False,
 ) -> None:
@@ -447,29 +452,45 @@ def calibrate(
     Parameters are drawn from the prior, data from the parameters, and the
     model is fitted to the data, again and again. Where the fits are right,
     the true values fall evenly among the posterior draws.
+
+    What an interrupted calibration has done is kept beside its output, as
+    CERTIFICATE.json.partial; --resume goes on from there.
     """
     target = inputs.target(output, (".json",))
+    if dask is not None and workers is not None:
+        raise InputError("--workers are processes of this machine: leave it out with --dask")
     chosen = inputs.chosen_prior(prior, inputs.pairs(override, "-P"))
     from ._show import show_certificate
     from .inference.calibrate import calibrate
     from .inference.fit import runner_of
+    from .inference.workers import dask_executor
     from .reports.diagnose import diagnose
 
     found = _model(model)
     options = inputs.option_values(*runner_of(found, runner), option)
-    with progress(quiet) as report:
-        issued = calibrate(
-            found,
-            n,
-            prior=chosen,
-            runner=runner,
-            seed=seed,
-            workers=workers,
-            check=diagnose,
-            progress=report,
-            **options,
-        )
+    partial = target.with_name(f"{target.name}.partial")
+    with (
+        dask_executor(dask) if dask is not None else nullcontext() as executor,
+        hint_on_interrupt(lambda: _what_is_kept(partial)),
+    ):
+        _start(partial, resume)
+        with progress(quiet) as report:
+            issued = calibrate(
+                found,
+                n,
+                prior=chosen,
+                runner=runner,
+                seed=seed,
+                executor=executor,
+                workers=workers,
+                timeout=timeout,
+                check=diagnose,
+                progress=report,
+                checkpoint=partial,
+                **options,
+            )
     issued.write(target)
+    partial.unlink(missing_ok=True)
     show_certificate(issued)
     say(f"\nwrote {plain(output)}")
     _end_strictly(

@@ -41,6 +41,7 @@ def test_malformed_files_are_no_runs(malformed, refused, tmp_path):
 
 
 FIT = ["fit", "wall_second_order", "WALL", "-o", "OUT/run.nc"]
+DASK = ["calibrate", "wall_bloch", "-o", "OUT/c.json", "--dask", "tcp://127.0.0.1:1"]
 
 
 @pytest.mark.parametrize(
@@ -113,6 +114,12 @@ FIT = ["fit", "wall_second_order", "WALL", "-o", "OUT/run.nc"]
         (["calibrate", "wall_bloch", "-n", "5", "-o", "OUT/c.json"], "-n"),
         (["calibrate", "wall_bloch", "-o", "OUT/c.nc"], "name it c.json"),
         (["calibrate", "wall_bloch", "-o", "OUT/c.json", "--workers", "0"], "--workers"),
+        (["calibrate", "wall_bloch", "-o", "OUT/c.json", "--timeout", "0"], "more than 0"),
+        (
+            ["calibrate", "wall_bloch", "-o", "OUT/c.json", "--dask", "nonsense"],
+            "no dask scheduler",
+        ),
+        ([*DASK, "--workers", "2"], "leave it out with --dask"),
         (["demo", "-o", "WALL"], "expected a folder"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import time
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -53,11 +56,29 @@ def sbc_mixed(table: View, prior: Prior) -> None:
     observe("value", Normal(sample("shift", prior.shift) * sign + offset, 0.5))
 
 
-@model(kind="table", priors={"vague": {"mean": Normal(0.0, 1.0)}}, design=some_rows)
-def sbc_deadly(table: View, prior: Prior) -> None:
-    """Kills the process that fits it, unless that is the one which made it."""
-    if os.environ.get("SBC_SAFE") != str(os.getpid()):
-        os.kill(os.getpid(), signal.SIGKILL)
+def trouble() -> None:
+    """Hang or die in the simulations named in SBC_TROUBLE: {"seed": ["hang" or "die", a file or ""]}.
+
+    Where a file is named, only until it is there.
+    """
+    kind, file = json.loads(os.environ.get("SBC_TROUBLE", "{}")).get(
+        str(torch.initial_seed()), ("", "")
+    )
+    if not kind or (file and Path(file).exists()):
+        return
+    if file:
+        Path(file).touch()
+    if kind == "hang":
+        time.sleep(3600)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@model(
+    kind="table", priors={"vague": {"mean": Normal(0.0, 1.0)}}, runner="laplace", design=some_rows
+)
+def sbc_troubled(table: View, prior: Prior) -> None:
+    """A mean, in a process that hangs or dies."""
+    trouble()
     observe("value", Normal(sample("mean", prior.mean), 1.0))
 
 

@@ -14,9 +14,11 @@ import scipy.stats
 import xarray as xr
 
 from atomzoo.inference import calibrate as module
-from atomzoo.inference.calibrate import DRAWS, FALSE_ALARM, Certificate, calibrate
+from atomzoo.inference.calibrate import FALSE_ALARM, Certificate, calibrate
 from atomzoo.inference.fit import make_density
 from atomzoo.inference.runs import RunError
+from atomzoo.inference.uniformity import DRAWS, Uniform, band
+from atomzoo.models.model import Model
 from atomzoo.models.priors import ModelError
 from atomzoo.reports.diagnose import Gate
 from atomzoo.tests.inference import sbc_models
@@ -48,8 +50,13 @@ def ended_within(seconds: float, group: int) -> bool:
     return False
 
 
-def uniform(n: int, seed: int = 0) -> "module._Uniform":
-    return module._Uniform(n, FALSE_ALARM / 6, seed)
+def uniform(n: int, seed: int = 0) -> Uniform:
+    return Uniform(n, FALSE_ALARM / 6, seed)
+
+
+def study(model: Model, prior: dict[str, str], **options: int) -> "module._Study":
+    source = module._source(model)
+    return module._Study(source, sbc_models.some_rows(), prior, "laplace", options, None)
 
 
 @pytest.mark.slow
@@ -102,10 +109,60 @@ def test_the_same_seed_gives_the_same_ranks_wherever_the_fits_run():
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_one_clear_error(monkeypatch):
-    monkeypatch.setenv("SBC_SAFE", str(os.getpid()))
-    with pytest.raises(RunError, match="a worker process died after 0 of 20 fits"):
-        calibrate("sbc_deadly", 20, workers=1 + 1)
+def test_fits_that_hang_or_die_are_tried_once_more_and_then_recorded(monkeypatch, tmp_path):
+    options = {"n": 21, "seed": 5, "starts": 2, "proposals": 500}
+    undisturbed = calibrate("sbc_troubled", workers=1, **options)
+    seeds = module._seeds(5, 21)
+    trouble = {seeds[7]: ("hang", str(tmp_path / "hung")), seeds[12]: ("die", "")}
+    monkeypatch.setenv("SBC_TROUBLE", json.dumps(trouble))
+    told = []
+    found = calibrate(
+        "sbc_troubled",
+        workers=2,
+        timeout=15,
+        progress=lambda done, total, text: told.append(text),
+        **options,
+    )
+    killed = "its worker process was killed (SIGKILL)"
+    assert found.failures == (f"simulation 12: {killed}, 2 times",)
+    assert sorted(found.retried) == [
+        f"simulation 12: {killed}",
+        "simulation 7: it took longer than 15 s",
+    ]
+    assert f"simulation 12 is tried again: {killed}" in told
+    assert not found.passed
+    for quantity, other in zip(found.quantities, undisturbed.quantities, strict=True):
+        assert quantity.ranks == other.ranks[:12] + other.ranks[13:]
+
+
+@pytest.mark.slow
+def test_an_interrupted_calibration_goes_on_where_it_stopped(tmp_path):
+    options = {"n": 20, "seed": 5, "workers": 1, "starts": 2, "proposals": 500}
+    kept = tmp_path / "kept"
+
+    def stop(done, total, text):
+        if done == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate("sbc_known", checkpoint=kept, progress=stop, **options)
+    with kept.open("a") as file:
+        file.write('{"simulation": 8, "ra')  # the power went
+    seen = []
+    resumed = calibrate(
+        "sbc_known", checkpoint=kept, progress=lambda done, *_: seen.append(done), **options
+    )
+    assert seen == list(range(8, 21))
+    assert resumed.quantities == calibrate("sbc_known", **options).quantities
+    more = calibrate("sbc_known", checkpoint=kept, **options | {"n": 24})
+    assert more.quantities[0].ranks[:20] == resumed.quantities[0].ranks
+    assert len(kept.read_text().splitlines()) == 1 + 24
+    for other in ({"seed": 6}, {"proposals": 600}, {"prior": {"mean": "Normal(0, 2)"}}):
+        with pytest.raises(RunError, match="left from another calibration"):
+            calibrate("sbc_known", checkpoint=kept, **options | other)
+    kept.write_text("nonsense")
+    with pytest.raises(RunError, match="remove it"):
+        calibrate("sbc_known", checkpoint=kept, **options)
 
 
 @pytest.mark.slow
@@ -145,10 +202,7 @@ def test_only_continuous_global_parameters_are_ranked_and_the_rest_is_named():
     assert set(not_ranked) == {"sign", "offset"}
     assert "discrete" in not_ranked["sign"]
     assert "local" in not_ranked["offset"]
-    job = module._Job(
-        0, "sbc_mixed", "", None, design, prior, "laplace", {"starts": 2, "proposals": 500}, 1, None
-    )
-    outcome = module._replicate(job)
+    outcome = module._replicate(study(sbc_models.sbc_mixed, prior, starts=2, proposals=500), 1)
     assert not outcome.failure
     # Not the likelihood either: it is not that of one sign.
     assert set(outcome.ranks) == {"shift"}
@@ -159,6 +213,7 @@ def test_only_continuous_global_parameters_are_ranked_and_the_rest_is_named():
     [
         ({"n": 19}, "at least 20 simulations"),
         ({"workers": 0}, "workers must be at least 1"),
+        ({"timeout": 0.0}, "timeout must be more than 0"),
         ({"runner": "nonsense"}, "there is no runner"),
         ({"prior": "nonsense"}, "no prior set"),
         ({"prior": {"mean": 1.0}}, "no continuous parameter"),
@@ -170,9 +225,11 @@ def test_what_cannot_be_calibrated_is_said(arguments, says):
 
 
 def test_simulations_without_a_fit_are_counted_and_fail_the_certificate(monkeypatch):
-    def outcome(job: module._Job) -> module._Outcome:
-        rank = int(np.random.default_rng(job.seed).integers(0, DRAWS + 1))
-        return module._Outcome({"mean": rank}, failure="no" if job.index == 3 else "")
+    seeds = module._seeds(0, 40)
+
+    def outcome(study: module._Study, seed: int) -> module._Outcome:
+        rank = int(np.random.default_rng(seed).integers(0, DRAWS + 1))
+        return module._Outcome({"mean": rank}, failure="no" if seed == seeds[3] else "")
 
     monkeypatch.setattr(module, "_replicate", outcome)
     found = calibrate("sbc_known", 40, workers=1)
@@ -184,11 +241,10 @@ def test_simulations_without_a_fit_are_counted_and_fail_the_certificate(monkeypa
 def test_when_nothing_can_be_fitted_the_first_reason_is_given():
     design = sbc_models.some_rows()
     prior = sbc_models.sbc_known.resolve(design).describe()
-    job = module._Job(0, "sbc_known", "", None, design, prior, "laplace", {"draws": 10}, 1, None)
-    failed = module._replicate(job)
+    failed = module._replicate(study(sbc_models.sbc_known, prior, draws=10), 1)
     assert failed.failure == "a rank needs 199 posterior draws, the runner gave 40"
     with pytest.raises(RunError, match="no simulation could be fitted; the first: a rank needs"):
-        module._judge([], [failed] * 20, 0)
+        module._judge([failed] * 20, 0)
 
 
 def test_a_file_that_is_no_certificate_is_refused(tmp_path):
@@ -204,7 +260,7 @@ def test_a_file_that_is_no_certificate_is_refused(tmp_path):
 def test_uniform_ranks_fail_as_seldom_as_promised():
     n, rounds = 100, 400
     rng = np.random.default_rng(3)
-    judge = module._Uniform(n, 0.05, 0)
+    judge = Uniform(n, 0.05, 0)
     judged = [judge.judge("x", rng.integers(0, DRAWS + 1, n)) for _ in range(rounds)]
     for p_values in ([q.ecdf_p for q in judged], [q.chi2_p for q in judged]):
         failed = sum(p < 0.05 for p in p_values)
@@ -235,3 +291,18 @@ def test_ranks_that_are_not_uniform_fail(warp):
 def test_intervals_of_whole_ranks_have_exactly_the_coverage_they_are_named_after():
     found = uniform(DRAWS + 1).judge("x", np.arange(DRAWS + 1))
     assert [part.found for part in found.coverage] == [part.level for part in found.coverage]
+
+
+def test_the_band_holds_all_ranks_exactly_when_the_test_of_their_distribution_passes():
+    n, level = 100, 0.05
+    judge = Uniform(n, level, 0)
+    low, high = band(n, DRAWS, judge.pointwise)
+    rng = np.random.default_rng(4)
+    verdicts = []
+    for power in np.repeat([1.0, 1.3], 200):
+        ranks = (rng.random(n) ** power * (DRAWS + 1)).astype(int)
+        share = (ranks[:, None] < np.arange(1, DRAWS + 1)).mean(0)
+        inside = bool(((low <= share) & (share <= high)).all())
+        assert inside == (judge.judge("x", ranks).ecdf_p >= level)
+        verdicts.append(inside)
+    assert 0 < sum(verdicts) < len(verdicts)
