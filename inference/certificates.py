@@ -158,7 +158,7 @@ def _sha256(content: Any) -> str:
 
 
 def _sources(story: Any) -> dict[str, str]:
-    """Source of a story and of the functions and classes of its hall that it names, and those name, in order."""
+    """Source of a story and of the functions and classes of its hall that it names, and those name."""
     found: dict[str, str] = {}
     waiting = [story]
     while waiting:
@@ -166,25 +166,29 @@ def _sources(story: Any) -> dict[str, str]:
         # A module that is a file or a script goes by another name in another process.
         beside = "" if part.__module__ == story.__module__ else part.__module__
         name = f"{beside.rpartition('.')[2]}.{part.__qualname__}"
-        if name in found:
-            continue
-        lines = textwrap.dedent(inspect.getsource(part)).splitlines()
-        tree: Any = ast.parse("\n".join(lines)).body[0]
-        body = tree.body[1:] if ast.get_docstring(tree) is not None else tree.body
-        first = body[0].lineno if body else len(lines) + 1
-        # The line of the name, with the arguments, and then the body without the docstring.
-        head = lines[tree.lineno - 1 : tree.body[0].lineno - 1]
-        found[name] = "\n".join([*head, *lines[first - 1 : tree.end_lineno]])
-        bases = getattr(tree, "bases", [])
-        named = {
-            node.id
-            for each in [*body, *bases]
-            for node in ast.walk(each)
-            if isinstance(node, ast.Name)
-        }
-        there = vars(sys.modules[part.__module__])
-        waiting += [there[n] for n in sorted(named & set(there)) if _of_hall(there[n], story)]
+        if name not in found:
+            found[name], names = _source(part)
+            there = part.__globals__ if inspect.isfunction(part) else _module_of(part)
+            named = [there[n] for n in names & set(there) if callable(there[n])]
+            waiting += [p for p in map(inspect.unwrap, named) if _of_hall(p, story)]
     return dict(sorted(found.items()))
+
+
+def _source(part: Any) -> tuple[str, set[str]]:
+    """A function or class without decorators, docstring and empty lines, and the names in it."""
+    lines = textwrap.dedent(inspect.getsource(part)).splitlines()
+    tree: Any = ast.parse("\n".join(lines)).body[0]
+    body = tree.body[1:] if ast.get_docstring(tree) is not None else tree.body
+    first = body[0].lineno if body else tree.end_lineno + 1
+    kept = [*lines[tree.lineno - 1 : tree.body[0].lineno - 1], *lines[first - 1 : tree.end_lineno]]
+    nodes = [node for each in [*body, *getattr(tree, "bases", [])] for node in ast.walk(each)]
+    text = "\n".join(line.rstrip() for line in kept if line.strip())
+    return text, {node.id for node in nodes if isinstance(node, ast.Name)}
+
+
+def _module_of(part: Any) -> dict[str, Any]:
+    module = sys.modules.get(part.__module__)
+    return vars(module) if module else {}
 
 
 def _of_hall(part: Any, story: Any) -> bool:
