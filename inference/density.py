@@ -218,7 +218,8 @@ class Density:
         device: str = "cpu",
         seed: int = 0,
     ) -> None:
-        self.model, self.data, self.prior, self.device = model, data, prior, device
+        self.model, self.data, self.device = model, data, device
+        self.prior = lift(prior).rebuilt()
         self.view = View(data, device)
         self.unit = model.unit if set(model.unit) <= set(self.view.sizes) else self._unit_here()
         self.mask = None if mask is None else torch.as_tensor(mask, device=device)

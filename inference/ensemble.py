@@ -17,17 +17,20 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .checkpoint import Checkpoint
 from .convergence import bulk_ess, nested_r_hat
 from .density import Density
-from .hmc import Metric, Moved, State, StepSize, TrajectoryLength, move, state_at
+from .hmc import Metric, State, StepSize, TrajectoryLength, move, state_at
 from .laplace import no_latents
-from .mixture import Mixture, Pool, best_proposal, taught
+from .mixture import Mixture, Pool, best_proposal, effective_draws, taught
 from .modes import ascend, find_modes, spread
 from .runs import Draws, Progress, RunError
 
@@ -41,9 +44,15 @@ COVERED = 0.05
 FIRST_WINDOW, GROWTH = 16, 2.0
 # Transitions after which warm-up ends once the chains agree.
 ENOUGH = 100
-MOST_STEPS = 512
+MOST_STEPS = 256
 JITTER = 0.5
 BLOCK = 16
+# Leapfrog steps allowed in the first window of warm-up; twice as many in each that follows.
+FIRST_STEPS = 16
+# Weights that must be flattened further than to this power tell nothing about where the posterior is.
+FLAT = 0.1
+GROUPS = 8
+KEEP_EVERY = 5.0
 
 
 @dataclass
@@ -55,16 +64,42 @@ class _Kernel:
     length: float
     jump: Mixture | None
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything in it, to be kept."""
+        found = {"scale": self.metric.scale, "vectors": self.metric.vectors}
+        found |= {
+            "stretch": self.metric.stretch,
+            "steps": torch.tensor([self.step, self.length], dtype=torch.float64),
+        }
+        if self.jump is not None:
+            found |= {"jump_weights": self.jump.weights, "jump_means": self.jump.means}
+            found |= {
+                "jump_factors": self.jump.factors,
+                "jump_nu": torch.tensor(self.jump.nu, dtype=torch.float64),
+            }
+        return {name: values.numpy() for name, values in found.items()}
+
+    @classmethod
+    def kept(cls, arrays: Mapping[str, np.ndarray]) -> _Kernel:
+        """The kernel that `arrays` took apart."""
+        t = {name: torch.as_tensor(values) for name, values in arrays.items()}
+        jump = None
+        if "jump_nu" in t:
+            nu = float(t["jump_nu"])
+            jump = Mixture(t["jump_weights"], t["jump_means"], t["jump_factors"], nu)
+        step, length = map(float, t["steps"])
+        return cls(Metric(t["scale"], t["vectors"], t["stretch"]), step, length, jump)
+
 
 class _Record:
-    """Draws and statistics as they come, and the counts over all of them."""
+    """Draws and statistics as they come."""
 
     def __init__(self) -> None:
         self.z: list[Tensor] = []
         self.stats: dict[str, list[Tensor]] = {}
-        self.jumps = 0.0
 
     def add(self, state: State, **stats: Tensor) -> None:
+        """One draw of every chain."""
         self.z.append(state.z)
         for name, values in {"lp": state.value, **stats}.items():
             self.stats.setdefault(name, []).append(values)
@@ -73,6 +108,24 @@ class _Record:
     def draws(self) -> np.ndarray:
         """So far, (draw, chain, dim)."""
         return torch.stack(self.z).numpy()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything in it, to be kept."""
+        stats = {f"stat_{n}": torch.stack(values).numpy() for n, values in self.stats.items()}
+        return {"draws": self.draws, **stats} if self.z else {}
+
+    @classmethod
+    def kept(cls, arrays: Mapping[str, np.ndarray]) -> _Record:
+        """The record that `arrays` took apart."""
+        found = cls()
+        if "draws" in arrays:
+            found.z = list(torch.as_tensor(arrays["draws"]))
+            found.stats = {
+                name.removeprefix("stat_"): list(torch.as_tensor(values))
+                for name, values in arrays.items()
+                if name.startswith("stat_")
+            }
+        return found
 
 
 def run(
@@ -94,7 +147,8 @@ def run(
         density: what to sample.
         seed: everything depends on it alone.
         progress: called with (done, total, text).
-        checkpoint: not used yet.
+        checkpoint: file to keep the draws so far in, and to go on from when it is there. It stays when all is done:
+            whoever gave it removes it once the run is safe.
         ess: bulk effective draws of the worst parameter to stop at.
         chains: how many move together.
         warmup: most transitions of warm-up.
@@ -102,37 +156,55 @@ def run(
         target_acceptance: acceptance probability that the step size is adapted to.
         starts: points to climb from, drawn from the prior.
     """
-    if min(ess, chains, warmup, most, starts) < 1:
-        raise RunError("ess, chains, warmup, most and starts must be at least 1")
+    if min(ess, warmup, most, starts) < 1 or chains < GROUPS:
+        raise RunError(
+            f"ess, warmup, most and starts must be at least 1, and chains at least {GROUPS}"
+        )
     if density.dim == 0:
         return no_latents(density, chains, max(1, math.ceil(ess / chains)))
     report = progress or (lambda done, total, text: None)
     generator = torch.Generator().manual_seed(seed)
-    report(0, ess, "climbing to the modes")
-    start, kernel, found = _start(density, chains, starts, seed, generator)
-    report(0, ess, "warming up")
-    state, kernel, warm = _warm_up(
-        density, start, kernel, found, warmup, target_acceptance, generator
-    )
-    record = _Record()
-    reached, agreed = 0.0, math.inf
+    settings = {"seed": seed, "ess": ess, "chains": chains, "warmup": warmup, "starts": starts}
+    store = Checkpoint(checkpoint, "ensemble", density, {**settings, "target": target_acceptance})
+    if arrays := store.load():
+        basins = _Basins(*(torch.as_tensor(arrays[name]) for name in ("modes", "factors")))
+        kernel, record = _Kernel.kept(arrays), _Record.kept(arrays)
+        state = state_at(density, torch.as_tensor(arrays["z"]))
+        generator.set_state(torch.as_tensor(arrays["generator"]))
+        warm = int(arrays["warm"])
+    else:
+        report(0, ess, "climbing to the modes")
+        state, kernel, basins = _start(density, chains, starts, seed, generator)
+        report(0, ess, "warming up")
+        state, kernel, warm = _warm_up(
+            density, state, kernel, basins, warmup, target_acceptance, generator
+        )
+        record = _Record()
+
+    def keep() -> None:
+        known = {"modes": basins.modes.numpy(), "factors": basins.factors.numpy()}
+        known |= {"z": state.z.numpy(), "generator": generator.get_state().numpy()}
+        store.save({**kernel.arrays(), **record.arrays(), **known, "warm": np.array(warm)})
+
+    keep()
+    kept = time.monotonic()
     while len(record.z) < most:
-        for _ in range(BLOCK):
+        for _ in range(min(max(BLOCK, len(record.z) // 5), most - len(record.z))):
             state = _transition(density, state, kernel, record, generator)
-        draws = record.draws
-        reached = float(np.min(bulk_ess(draws)))
-        agreed = float(np.max(nested_r_hat(draws)))
+        reached = float(np.min(bulk_ess(record.draws)))
         report(min(int(reached), ess), ess, f"{len(record.z)} draws a chain")
-        if reached >= ess and agreed <= R_HAT:
+        if reached >= ess and float(np.max(nested_r_hat(record.draws))) <= R_HAT:
             break
+        if time.monotonic() - kept > KEEP_EVERY:
+            keep()
+            kept = time.monotonic()
     stats = {name: torch.stack(values, 1).numpy() for name, values in record.stats.items()}
     attrs = {
         "density_path": density.path,
         "warmup_transitions": warm,
-        "step_size": kernel.step,
         "trajectory_length": kernel.length,
-        "jump_acceptance": record.jumps / len(record.z) if kernel.jump else 0.0,
-        **found.told(torch.cat(record.z)),
+        "jump_acceptance": float(stats.pop("jumped").mean()),
+        **basins.told(torch.cat(record.z)),
     }
     return Draws(torch.stack(record.z, 1), stats, None, None, attrs)
 
@@ -178,8 +250,9 @@ def _start(
     mixture = best_proposal(pool, modes, heights, factors, 6)
     efficiency = pool.efficiency(mixture)
     covered = efficiency > COVERED
-    if covered:
-        weights = torch.softmax(pool.log_weights, 0)
+    power = _tempered(pool.log_weights, 2 * chains)
+    if power > FLAT:
+        weights = torch.softmax(power * pool.log_weights, 0)
         chosen = torch.multinomial(weights, 16 * chains, replacement=True, generator=generator)
         z, metric = pool.z[chosen[:chains]], basins.metric(pool.z[chosen])
     else:
@@ -188,6 +261,14 @@ def _start(
     step = 1.2 / density.dim**0.25 if covered else 0.1
     jump = mixture if efficiency > JUMP else None
     return state_at(density, z), _Kernel(metric, step, 0.5 * math.pi, jump), basins
+
+
+def _tempered(log_weights: Tensor, effective: int) -> float:
+    """The largest power of the weights that leaves so many effective draws, 0 where none does."""
+    power = 1.0
+    while power > FLAT and effective_draws(power * log_weights) < effective:
+        power *= 0.8
+    return power if power > FLAT else 0.0
 
 
 def _below_the_top(density: Density, chains: int, seed: int) -> Tensor:
@@ -214,14 +295,14 @@ def _warm_up(
 ) -> tuple[State, _Kernel, int]:
     """Adapt step size, trajectory length and metric over windows, until a window finds nothing to change."""
     length = TrajectoryLength(kernel.length)
-    window, done = FIRST_WINDOW, 0
+    window, done, cap = FIRST_WINDOW, 0, FIRST_STEPS
     while done < most:
         step = StepSize(kernel.step, target)
         seen: list[State] = []
         taken = 0.0
         for _ in range(min(window, most - done)):
             jitter = _jitter(generator)
-            steps = _steps(jitter * length.value, step.value)
+            steps = min(cap, _steps(jitter * length.value, step.value))
             moved = move(density, state, kernel.metric, step.value, steps, generator)
             step.update(moved.probability)
             if kernel.jump is None:
@@ -241,7 +322,7 @@ def _warm_up(
         if _agree(z) and (not learnt or done >= ENOUGH):
             break
         kernel.metric = basins.metric(flat)
-        window = int(window * GROWTH)
+        window, cap = int(window * GROWTH), 2 * cap
     return state, kernel, done
 
 
@@ -263,13 +344,13 @@ def _transition(
 ) -> State:
     """One trajectory and one jump of every chain, written down."""
     steps = _steps(_jitter(generator) * kernel.length, kernel.step)
-    moved: Moved = move(density, state, kernel.metric, kernel.step, steps, generator)
-    state = moved.state
+    moved = move(density, state, kernel.metric, kernel.step, steps, generator)
+    state, taken = moved.state, torch.zeros(len(state.z), dtype=torch.bool)
     if kernel.jump is not None:
         state, taken = _jumped(density, state, kernel.jump, generator)
-        record.jumps += float(taken.to(torch.float64).mean())
     record.add(
         state,
+        jumped=taken,
         energy=moved.energy,
         acceptance_rate=moved.probability,
         diverging=moved.diverging,

@@ -18,12 +18,20 @@ from ..datasets.kinds import DataError, validate
 from ..models.model import Model, find
 from ..models.priors import Prior
 from .density import Density
+from .evidence import with_evidence
 from .runs import Draws, Progress, RunError, to_tree
 
 __all__ = ["RUNNERS", "check_fit", "fit", "make_density", "one_thread", "runner_of"]
 
 # Where each runner lives; imported when it is asked for.
-RUNNERS = {"laplace": ".laplace", "nuts": ".nuts", "svi": ".svi"}
+RUNNERS = {
+    "laplace": ".laplace",
+    "ensemble": ".ensemble",
+    "nuts": ".nuts",
+    "smc": ".smc",
+    "exact": ".exact",
+    "svi": ".svi",
+}
 FALLBACK = "nuts"
 
 
@@ -102,6 +110,8 @@ def fit(
     started = time.perf_counter()
     with one_thread():
         draws = run(density, seed=seed, progress=progress, checkpoint=checkpoint, **options)
+        if draws.log_evidence is None and density.networks is None:
+            draws = with_evidence(density, draws, seed)
         return to_tree(
             density,
             draws,

@@ -31,7 +31,7 @@ class State(NamedTuple):
 
     def where(self, taken: Tensor, other: State) -> State:
         """The other state for the chains that take it."""
-        rows = taken[:, None]
+        rows = taken[..., None]
         return State(
             torch.where(rows, other.z, self.z),
             torch.where(taken, other.value, self.value),
@@ -75,8 +75,11 @@ class Metric:
         trust = 1.0 if math.isinf(draws) else draws / (draws + 5.0)
         values = (trust * values + (1 - trust)).clamp(min=1e-10)
         if dim > FULL:
-            chosen = values.log().abs().argsort(descending=True)[:STANDING_OUT]
-            values, vectors = values[chosen], vectors[:, chosen]
+            # The directions that do not stand out share the scale that is usual among them.
+            usual = values.log().median().exp()
+            chosen = (values / usual).log().abs().argsort(descending=True)[:STANDING_OUT]
+            values, vectors = values[chosen] / usual, vectors[:, chosen]
+            scale = scale * torch.sqrt(usual)
         return cls(scale, vectors, torch.sqrt(values))
 
     @classmethod
@@ -91,17 +94,17 @@ class Metric:
 
     def forward(self, u: Tensor) -> Tensor:
         """From round coordinates, (n, dim)."""
-        return self.scale * (u + ((u @ self.vectors) * (self.stretch - 1)) @ self.vectors.T)
+        return self.scale * (u + ((u @ self.vectors) * (self.stretch - 1)) @ self.vectors.mT)
 
     def pull(self, gradient: Tensor) -> Tensor:
         """A gradient in z as one in u."""
         scaled = gradient * self.scale
-        return scaled + ((scaled @ self.vectors) * (self.stretch - 1)) @ self.vectors.T
+        return scaled + ((scaled @ self.vectors) * (self.stretch - 1)) @ self.vectors.mT
 
     def back(self, offset: Tensor) -> Tensor:
         """Offsets in z as round coordinates."""
         scaled = offset / self.scale
-        return scaled + ((scaled @ self.vectors) * (1 / self.stretch - 1)) @ self.vectors.T
+        return scaled + ((scaled @ self.vectors) * (1 / self.stretch - 1)) @ self.vectors.mT
 
 
 class Moved(NamedTuple):
@@ -134,7 +137,7 @@ def move(
 ) -> Moved:
     """One leapfrog trajectory of every chain, accepted or not."""
     momentum = torch.randn(state.z.shape, dtype=state.z.dtype, generator=generator)
-    energy = 0.5 * momentum.square().sum(1) - state.value
+    energy = 0.5 * momentum.square().sum(-1) - state.value
     z, value, gradient = state
     momentum = momentum + 0.5 * step * metric.pull(gradient)
     for i in range(steps):
@@ -142,10 +145,10 @@ def move(
         value, gradient = density.gradient(z)
         last = i + 1 == steps
         momentum = momentum + (0.5 if last else 1.0) * step * metric.pull(gradient)
-    error = 0.5 * momentum.square().sum(1) - value - energy
+    error = 0.5 * momentum.square().sum(-1) - value - energy
     error = torch.nan_to_num(error, nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
     probability = torch.exp(-error.clamp(min=0))
-    uniform = torch.rand(len(z), dtype=z.dtype, generator=generator)
+    uniform = torch.rand(value.shape, dtype=z.dtype, generator=generator)
     new = state.where(uniform < probability, State(z, value, gradient))
     return Moved(new, z, momentum, probability, energy, error > DIVERGED)
 

@@ -28,9 +28,9 @@ class Lifted:
     tensors: list[Tensor]
     structure: tuple[Any, ...]
 
-    def rebuilt(self, tensors: list[Tensor]) -> Prior:
-        """The same prior with other numbers."""
-        left = iter(tensors)
+    def rebuilt(self, tensors: list[Tensor] | None = None) -> Prior:
+        """The same prior, by default with the same numbers; none of its distributions checks values any more."""
+        left = iter(self.tensors if tensors is None else tensors)
         return Prior({name: _put(e, left) for name, e in self.prior.items()}, self.prior.name)
 
 
@@ -62,6 +62,9 @@ def _put(part: Any, left: Any) -> Any:
         made = copy.copy(part)
         for key, value in _attributes(part):
             made.__dict__[key] = _put(value, left)
+        if isinstance(made, Distribution):
+            # What was expanded or reshaped carries its own order to check every value.
+            made._validate_args = False
         return made
     if isinstance(part, list | tuple):
         return type(part)(_put(item, left) for item in part)

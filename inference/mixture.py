@@ -10,7 +10,16 @@ from torch import Tensor
 
 from .density import Density
 
-__all__ = ["Mixture", "Pool", "best_proposal", "log_density", "start_mixture", "taught", "weigh"]
+__all__ = [
+    "Mixture",
+    "Pool",
+    "best_proposal",
+    "effective_draws",
+    "log_density",
+    "start_mixture",
+    "taught",
+    "weigh",
+]
 
 # Heavy tails keep the weights bounded where the posterior has shoulders, in few dimensions; in many only a Gaussian
 # posterior can be sampled so, and only by a proposal that is nearly Gaussian itself. The best of these is taken.
@@ -198,7 +207,8 @@ def taught(mixture: Mixture, z: Tensor, value: Tensor, most: int = 3) -> Mixture
     return mixture
 
 
-def _effective(log_weights: Tensor) -> float:
+def effective_draws(log_weights: Tensor) -> float:
+    """How many equally weighted draws these weighted ones are worth."""
     if not torch.isfinite(log_weights).any():
         return 0.0
     return float(1 / (torch.softmax(log_weights, 0) ** 2).sum())
@@ -226,7 +236,7 @@ def _refit(mixture: Mixture, z: Tensor, log_weights: Tensor) -> Mixture:
     # Tempered where a few draws carry all the weight, so that the next proposal is not a spike on them.
     weights = torch.softmax(log_weights, 0)
     power = 1.0
-    while _effective(power * log_weights) < 10 * z.shape[1] and power > 0.05:
+    while effective_draws(power * log_weights) < 10 * z.shape[1] and power > 0.05:
         power *= 0.7
         weights = torch.softmax(power * log_weights, 0)
     share = torch.softmax(mixture.component_log_prob(z) + mixture.weights.log(), -1)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import pyro
@@ -14,8 +11,9 @@ import torch
 from pyro.infer import NUTS
 from torch import Tensor
 
+from .checkpoint import Checkpoint
 from .density import Density
-from .runs import Draws, Progress, RunError, atomic, digest
+from .runs import Draws, Progress, RunError
 
 __all__ = ["run"]
 
@@ -89,7 +87,9 @@ def run(
     if min(chains, draws, warmup) < 1:
         raise RunError("chains, draws and warmup must be at least 1")
     settings = {"target_accept_prob": target_acceptance, "max_tree_depth": max_tree_depth}
-    store = _Store(checkpoint, (chains, draws, density.dim), _key(density, seed, warmup, settings))
+    shape = (chains, draws, density.dim)
+    depends = {"shape": shape, "seed": seed, "warmup": warmup, **settings}
+    store = _Store(Checkpoint(checkpoint, "nuts", density, depends), shape)
     for chain in range(chains):
         _run_chain(density, chain, seed, warmup, store, settings, progress)
     stats = {name: store.stats[i] for i, name in enumerate(STATS)}
@@ -171,28 +171,11 @@ def _transition(kernel: _InstrumentedNUTS, state: Any, chain: int, step: int, st
     return state
 
 
-def _key(density: Density, seed: int, warmup: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """Whatever the draws depend on: a checkpoint of anything else must not be gone on from."""
-    return {
-        "runner": "nuts",
-        "model": density.model.name,
-        "prior": density.prior.describe(),
-        "data": digest(density.data),
-        "mask": None if density.mask is None else density.mask.cpu().numpy().tobytes().hex(),
-        "seed": seed,
-        "warmup": warmup,
-        **settings,
-    }
-
-
 class _Store:
-    """Draws so far and the sampler's state, on disk when a path is given."""
+    """Draws so far and the sampler's state, on disk when the checkpoint has a path."""
 
-    def __init__(
-        self, path: str | os.PathLike[str] | None, shape: tuple[int, int, int], key: dict[str, Any]
-    ) -> None:
-        self.path = Path(path) if path else None
-        self.key = json.dumps({"shape": shape, **key})
+    def __init__(self, checkpoint: Checkpoint, shape: tuple[int, int, int]) -> None:
+        self.checkpoint = checkpoint
         chains, draws, dim = shape
         self.z = np.zeros(shape)
         self.stats = np.zeros((len(STATS), chains, draws))
@@ -200,25 +183,11 @@ class _Store:
         self.step = np.zeros(chains)
         self.mass = np.zeros((chains, dim, dim) if dim <= 50 else (chains, dim))
         self.rng = np.zeros((chains, torch.get_rng_state().numel()), dtype=np.uint8)
-        if self.path and self.path.is_file():
-            self._load(self.path)
+        for name, array in checkpoint.load().items():
+            setattr(self, name, array)
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {name: getattr(self, name) for name in ("z", "stats", "done", "step", "mass", "rng")}
-
-    def _load(self, path: Path) -> None:
-        try:
-            with np.load(path, allow_pickle=False) as kept:
-                key = str(kept["key"])
-                arrays = {name: kept[name] for name in self._arrays()}
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            raise RunError(f"{path}: not a checkpoint that can be read ({error})") from None
-        if key != self.key:
-            raise RunError(
-                f"{path}: the checkpoint belongs to another run; delete it or repeat that run's options"
-            )
-        for name, array in arrays.items():
-            setattr(self, name, array)
 
     def save(self, kernel: NUTS, chain: int, done: int) -> None:
         """Keep the chain's state so that going on gives the draws that an unbroken run would."""
@@ -226,9 +195,7 @@ class _Store:
         self.step[chain] = kernel.step_size
         self.mass[chain] = next(iter(kernel.inverse_mass_matrix.values())).numpy()
         self.rng[chain] = torch.get_rng_state().numpy()
-        if self.path:
-            with atomic(self.path) as temporary, temporary.open("wb") as file:
-                np.savez(file, key=np.array(self.key), **self._arrays())  # type: ignore[arg-type]
+        self.checkpoint.save(self._arrays())
 
     def restore(self, kernel: NUTS, chain: int) -> dict[str, Tensor]:
         """Put a kernel into the state that `save` kept."""
