@@ -28,10 +28,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..datasets.kinds import KINDS, DataError
+from ..inference.certificates import Certificate, certificates_of
 from ..inference.heldout import RELIABLE_K, HeldOut, leave_one_out
 from ..inference.runs import RunError, atomic, digest
 from ..models.model import Model, find
 from ..models.priors import ModelError
+from .calibration import calibration_figure
 from .commands import Commands, commands_of
 from .compare import STRONG, Bound, Comparison, Row, Shift, compare_runs
 from .diagnose import Gate, diagnose, power_scaling
@@ -222,6 +224,15 @@ class PriorLine:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """A certificate, whether the model has changed since, and its ranks as a figure."""
+
+    certificate: Certificate
+    outdated: bool
+    picture: Picture | None
+
+
+@dataclass(frozen=True)
 class Entry:
     """A model in the report: its run and everything that is shown of it."""
 
@@ -354,6 +365,20 @@ class Entry:
         return [
             (self.symbols.get(name, name), prior, likelihood, _said(prior, likelihood))
             for name, (prior, likelihood) in power_scaling(self.run).items()
+        ]
+
+    @cached_property
+    def calibrations(self) -> list[Calibration]:
+        """The certificates of the model that come with the package."""
+        if self.model is None:
+            return []
+        return [
+            Calibration(
+                found,
+                found.outdated(self.model),
+                calibration_figure(found, self.look, self.symbols),
+            )
+            for found in certificates_of(self.model.name)
         ]
 
     @cached_property
