@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import nutpie
+import pytensor.tensor as pt
 from pymc_stories import build, latents
 
 __all__ = ["Sampler"]
@@ -58,6 +59,6 @@ class Sampler:
             transform = self.model.rvs_to_transforms[variable]
             value = np.asarray(point[variable.name])
             if transform is not None:
-                value = transform.forward(value, *variable.owner.inputs).eval()
+                value = transform.forward(pt.as_tensor(value), *variable.owner.inputs).eval()
             free[self.model.rvs_to_values[variable].name] = value
         return float(self.model.compile_logp(jacobian=False)(free)) + jacobian
