@@ -48,7 +48,7 @@ SETTINGS = {
 }
 LONG: dict[str, dict[str, Any]] = {
     "logistic": {"acceptance": 0.8},
-    "hierarchy": {"acceptance": 0.98, "warmup": 2000, "draws": 40_000},
+    "hierarchy": {"acceptance": 0.95, "warmup": 2000, "draws": 40_000},
     "wall_second_order": {},
     "wall_first_order": {"acceptance": 0.99, "thinning": 2},
     "wall_bloch": {},

@@ -24,7 +24,7 @@ from atomzoo.inference.fit import RUNNERS, fit
 from atomzoo.inference.runs import RunError
 from atomzoo.reports.diagnose import Gate, diagnose
 
-__all__ = ["Check", "Grade", "checks", "grade", "limit", "reference"]
+__all__ = ["Check", "Grade", "checks", "grade", "limit", "reference", "referenced"]
 
 FALSE_ALARMS = 0.001
 COMPARISONS = ("mean", "variance", "q05", "q95")
@@ -89,10 +89,16 @@ def reference(name: str) -> dict[str, Any]:
     return found
 
 
+def referenced() -> list[str]:
+    """The posteriors whose reference has been made."""
+    there = {path.stem for path in Path(__file__).parent.glob("*.json")}
+    return [name for name in POSTERIORS if name in there]
+
+
 @cache
 def limit() -> float:
     """Standard errors that a comparison may be off by: Bonferroni over all there are."""
-    parameters = sum(len(reference(name)["parameters"]) for name in POSTERIORS)
+    parameters = sum(len(reference(name)["parameters"]) for name in referenced())
     comparisons = parameters * len(COMPARISONS) * len(RUNNERS)
     return float(norm.isf(FALSE_ALARMS / (2 * comparisons)))
 
