@@ -38,8 +38,8 @@ def calibration_figure(
         axes = figure.subplots()
         lane = 2.3 * max(np.abs(part - at).max() for part in (*share, low, high))
         for place, found in enumerate(share):
-            ends = [place - (end - at) / lane for end in (low, high)]
-            axes.fill_between(at, *ends, color=MUTED, alpha=0.18, lw=0, step="mid")
+            lower, upper = (place - (end - at) / lane for end in (low, high))
+            axes.fill_between(at, lower, upper, color=MUTED, alpha=0.18, lw=0, step="mid")
             axes.axhline(place, color=MUTED, lw=0.5)
             axes.plot(at, place - (found - at) / lane, color=style.colour, lw=1.1)
         labels = [mathtext(symbols.get(q.name, q.name), 24) for q in shown]
