@@ -7,7 +7,6 @@ data element by element, those outside as alternatives for the whole dataset. No
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,11 +21,12 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
-from torch.func import grad_and_value, vmap
+from torch.func import vmap
 
 from ..models.model import Data, Model, View, sampled
 from ..models.priors import ModelError, Prior
 from .lifting import lift
+from .tracing import Graph, trace
 
 __all__ = ["Density", "Factor", "Site", "sum_product"]
 
@@ -435,7 +435,7 @@ class Density:
                 if _agree(traced, eager, example, fixed):
                     self.path = "traced"
                     return traced
-            graph = _trace(eager, (example, *fixed), inputs)
+            graph = trace(eager, (example, *fixed, *inputs))
             traced = _bind(graph, inputs)
             agree = _agree(traced, eager, example, fixed)
         except (RuntimeError, TypeError, ValueError, AttributeError, ImportError) as error:
@@ -463,9 +463,12 @@ class Density:
             def total(point: Tensor, *values: Tensor) -> Tensor:
                 return self._total(point, dict(zip(names, values, strict=True)))
 
-            with pyro.validation_enabled(False), self._reading(inputs):
-                gradient, value = vmap(grad_and_value(total))(z, *fixed)
-            return gradient, value
+            with pyro.validation_enabled(False), self._reading(inputs), torch.enable_grad():
+                points = z.detach().requires_grad_()
+                value = vmap(total)(points, *fixed)
+                # Rows do not know of one another: the gradient of their sum is that of each.
+                (gradient,) = torch.autograd.grad(value.sum(), points)
+            return gradient, value.detach()
 
         return checked
 
@@ -716,24 +719,11 @@ def _padded(values: Tensor) -> Tensor:
     return torch.cat([values, values[-1:].expand(BATCH - len(values), *values.shape[1:])])
 
 
-@dataclass(frozen=True)
-class _Graph:
-    """A traced gradient: called with points, held values, the density's inputs, then these constants."""
-
-    compiled: Callable[..., Any]
-    constants: list[Tensor]
+_TRACES: OrderedDict[tuple[Any, ...], Graph] = OrderedDict()
 
 
-_TRACES: OrderedDict[tuple[Any, ...], _Graph] = OrderedDict()
-
-
-def _bind(graph: _Graph, inputs: list[Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
-    def run(*values: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            gradient, value = graph.compiled(*values, *inputs, *graph.constants)
-        return gradient, value
-
-    return run
+def _bind(graph: Graph, inputs: list[Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    return lambda *values: graph(*values, *inputs)
 
 
 def _agree(
@@ -757,44 +747,6 @@ def _agree(
 def _largest(values: Tensor) -> float:
     finite = values[torch.isfinite(values)]
     return float(finite.abs().max()) if len(finite) else 0.0
-
-
-def _trace(
-    function: Callable[..., tuple[Tensor, Tensor]],
-    examples: tuple[Tensor, ...],
-    inputs: list[Tensor],
-) -> _Graph:
-    """A function of tensors as a frozen graph of plain operations, common subexpressions merged."""
-    from torch._guards import TracingContext, tracing
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.experimental.proxy_tensor import make_fx
-    from torch.fx.passes.dialect.common.cse_pass import CSEPass
-
-    given = (*examples, *inputs)
-    # Without a mode to share, the tracer makes one for every operation, which is half of its time.
-    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
-        graph = make_fx(lambda *values: function(*values))(*given)
-    merged = CSEPass()(graph)
-    graph = graph if merged is None else merged.graph_module
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    with warnings.catch_warnings():
-        # Constants of the story become constants of the graph, which is what is wanted.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return _compile(graph, given)
-
-
-def _compile(graph: Any, examples: tuple[Tensor, ...]) -> _Graph:
-    """A TorchScript function of a graph, and the constants that it takes after its arguments.
-
-    `torch.jit.trace` would do, but what it makes is never freed: five megabytes a density. This is the same, in a
-    compilation unit of its own.
-    """
-    traced = torch.jit._get_trace_graph(graph, examples)[0]
-    names = [value.debugName() for value in traced.inputs()][len(examples) :]
-    constants = [getattr(graph, name).detach() for name in names]
-    return _Graph(torch._C._create_function_from_graph("gradient", traced), constants)
 
 
 def factors_within(

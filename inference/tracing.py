@@ -1,0 +1,204 @@
+"""A function of tensors as one compiled sequence of plain operations.
+
+The function runs once while every operation that reaches the processor is written down. What leads nowhere is left
+out, what is worked out twice is worked out once, and the rest is compiled to TorchScript.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+__all__ = ["Graph", "trace"]
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A tensor among the operations: the k-th that was made, or given."""
+
+    index: int
+
+
+@dataclass
+class _Step:
+    """An operation, its arguments with places for tensors, and the places of what it makes."""
+
+    function: Any
+    arguments: list[Any]
+    layout: Any
+    made: list[int]
+
+
+class _Tape(TorchDispatchMode):
+    """Writes down operations while they run."""
+
+    def __init__(self, given: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self.steps: list[_Step] = []
+        self.tensors: list[Tensor] = list(given)  # kept alive, so that no identity is used twice
+        self.places: dict[Any, int] = {}
+        self.constants: list[int] = []
+        for i, tensor in enumerate(given):
+            self._know(tensor, i)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing here is compiled by Dynamo, and to tell it so would take a second to import it."""
+        return False
+
+    def place(self, tensor: Tensor) -> int:
+        """Where a tensor is; one that nobody made is a constant."""
+        found = self._find(tensor)
+        if found is None:
+            found = self._add(tensor)
+            self.constants.append(found)
+        return found
+
+    def _find(self, tensor: Tensor) -> int | None:
+        """What autograd saved comes back as another object over the same memory."""
+        found = self.places.get(id(tensor))
+        return self.places.get(_memory(tensor)) if found is None else found
+
+    def _know(self, tensor: Tensor, place: int) -> None:
+        self.places[id(tensor)] = place
+        self.places.setdefault(_memory(tensor), place)
+
+    def _add(self, tensor: Tensor) -> int:
+        self._know(tensor, len(self.tensors))
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("data-dependent control flow: a tensor is turned into a number")
+        arguments, layout = tree_flatten((args, kwargs or {}))
+        places = [_Place(self.place(a)) if isinstance(a, Tensor) else a for a in arguments]
+        result = func(*args, **(kwargs or {}))
+        made = []
+        for tensor in tree_flatten(result)[0]:
+            if isinstance(tensor, Tensor):
+                known = self.places.get(id(tensor))
+                made.append(self._add(tensor) if known is None else known)
+        self.steps.append(_Step(func, places, layout, made))
+        return result
+
+
+def _memory(tensor: Tensor) -> Any:
+    """Where a tensor's numbers are, and how they are laid out."""
+    start = tensor.data_ptr() if tensor.numel() else id(tensor)
+    return start, tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A compiled function: called with what it was traced for, it gives what the function would."""
+
+    compiled: Callable[..., Any]
+    constants: list[Tensor]
+
+    def __call__(self, *values: Tensor) -> Pair:
+        """Value and gradient, or whatever pair the function gives."""
+        with torch.no_grad():
+            first, second = self.compiled(*values, *self.constants)
+        return first, second
+
+
+def trace(function: Callable[..., Pair], examples: tuple[Tensor, ...]) -> Graph:
+    """Compile a function of tensors that gives a pair of tensors.
+
+    Args:
+        function: must do the same operations whatever the values.
+        examples: tensors of the shapes that it will be called with.
+
+    Raises:
+        RuntimeError: when the function asks for a value.
+    """
+    with _Tape(examples) as tape:
+        results = function(*examples)
+    ends = [tape.place(result) for result in results]
+    steps, constants, ends = _simplified(tape, len(examples), ends)
+    kept = [tape.tensors[i].detach() for i in constants]
+
+    def replay(*values: Tensor) -> tuple[Tensor, ...]:
+        known = dict(zip([*range(len(examples)), *constants], values, strict=True))
+        for step in steps:
+            flat = [known[a.index] if isinstance(a, _Place) else a for a in step.arguments]
+            args, kwargs = tree_unflatten(flat, step.layout)
+            result = [
+                t for t in tree_flatten(step.function(*args, **kwargs))[0] if isinstance(t, Tensor)
+            ]
+            known.update(zip(step.made, result, strict=True))
+        return tuple(known[i] for i in ends)
+
+    return Graph(_compiled(replay, (*examples, *kept)), kept)
+
+
+def _simplified(
+    tape: _Tape, given: int, ends: list[int]
+) -> tuple[list[_Step], list[int], list[int]]:
+    """The steps that the results need, none of them twice; and the constants that those need."""
+    changing = any(step.function._schema.is_mutable for step in tape.steps)
+    if changing:
+        return tape.steps, tape.constants, ends
+    moving = set(range(given))
+    same: dict[int, int] = {}
+    first: dict[Any, list[int]] = {}
+    kept = []
+    for step in tape.steps:
+        step.arguments = [
+            _Place(same.get(a.index, a.index)) if isinstance(a, _Place) else a
+            for a in step.arguments
+        ]
+        if not any(isinstance(a, _Place) and a.index in moving for a in step.arguments):
+            continue  # it gives the same whatever is given: a constant
+        moving.update(step.made)
+        key = _key(step)
+        if key in first:
+            same.update(zip(step.made, first[key], strict=True))
+        else:
+            first[key] = step.made
+            kept.append(step)
+    ends = [same.get(i, i) for i in ends]
+    needed, useful = set(ends), []
+    for step in reversed(kept):
+        if needed.intersection(step.made):
+            useful.append(step)
+            needed.update(a.index for a in step.arguments if isinstance(a, _Place))
+    return useful[::-1], sorted(i for i in needed if i not in moving), ends
+
+
+def _key(step: _Step) -> Any:
+    """What two steps share that make the same; one's own where an argument cannot be compared."""
+    parts = [("place", a.index) if isinstance(a, _Place) else (type(a), a) for a in step.arguments]
+    whole = (step.function, str(step.layout), tuple(parts))
+    if any(isinstance(a, float) and math.isnan(a) for a in step.arguments):
+        return id(step)
+    try:
+        hash(whole)
+    except TypeError:
+        return id(step)
+    return whole
+
+
+def _compiled(replay: Callable[..., Any], examples: tuple[Tensor, ...]) -> Callable[..., Any]:
+    """A TorchScript function of a replay.
+
+    `torch.jit.trace` would do, but what it makes is never freed: five megabytes a density. This is the same, in a
+    compilation unit of its own.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        graph = torch.jit._get_trace_graph(replay, examples)[0]
+    made: Callable[..., Any] = torch._C._create_function_from_graph("replay", graph)
+    return made
