@@ -16,7 +16,8 @@ from atomzoo.inference.runs import digest
 
 # Runners too slow for every posterior, and the few that they are given here; benchmarks/reference.py gives them all.
 SLOW = {"nuts": ("eight_schools_noncentred", "wall_second_order", "logistic")}
-SLOW_PAIRS = {("ensemble", name) for name in ("eight_schools_centred", "funnel", "hierarchy")}
+FUNNELS = ("eight_schools_centred", "funnel", "hierarchy")
+SLOW_PAIRS = {(runner, name) for runner in ("ensemble", "smc") for name in FUNNELS}
 # What a runner is made for; it refuses anything else before it starts.
 MADE_FOR = {
     "svi": lambda density: density.model.amortised,
@@ -36,6 +37,12 @@ REPORTED = {
     ("ensemble", "funnel"): FUNNEL,
     ("ensemble", "banana"): "trajectories diverge at the tips",
     ("ensemble", "eight_schools_noncentred"): "a few trajectories diverge where tau is large",
+    (
+        "smc",
+        "eight_schools_centred",
+    ): "islands differ at the bottom of the funnel, says nested R-hat",
+    ("smc", "funnel"): "islands differ at the bottom of the funnel, says nested R-hat",
+    ("nuts", "eight_schools_noncentred"): "a trajectory or two diverge where tau is large",
     ("nuts", "eight_schools_centred"): FUNNEL,
     ("nuts", "funnel"): FUNNEL,
     ("nuts", "two_modes"): "a chain stays in its mode, and R-hat says so",
