@@ -22,7 +22,7 @@ MOST_LANES = 9
 
 
 def calibration_figure(
-    certificate: Certificate, style: Look, symbols: Mapping[str, str]
+    certificate: Certificate, style: Look, symbols: Mapping[str, str], place: str = ""
 ) -> Picture | None:
     """Departure of the ranks' distribution from uniform, a lane a quantity. None where nothing was ranked."""
     if not certificate.quantities or not certificate.band:
@@ -60,6 +60,7 @@ def calibration_figure(
         f"rank; {said} within the grey band, which chance leaves in one quantity of "
         f"{round(1 / certificate.level)}.",
         size=(WIDTH, 0.7 + 0.36 * len(shown)),
+        place=place,
     )
 
 

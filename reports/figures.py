@@ -153,8 +153,19 @@ def draw(
     size: tuple[float, float] = (WIDTH, 2.8),
     wide: bool = False,
     layout: Literal["constrained"] | None = "constrained",
+    place: str = "",
 ) -> Picture:
-    """Build a figure in the report's style and return it as inline SVG."""
+    """Build a figure in the report's style and return it as inline SVG.
+
+    Args:
+        build: draws on a figure.
+        alt: what there is to see, in words.
+        caption: what stands below it.
+        size: in inches.
+        wide: whether it takes the page's whole width.
+        layout: of matplotlib.
+        place: where on the page it stands, if the same figure stands there more than once: ids must be its own.
+    """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -170,14 +181,14 @@ def draw(
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing, dpi=150)
     alt = clean(alt)
-    return Picture(_inline(buffer.getvalue(), alt), alt, caption, wide)
+    return Picture(_inline(buffer.getvalue(), alt, place), alt, caption, wide)
 
 
-def _inline(svg: str, alt: str) -> Markup:
+def _inline(svg: str, alt: str, place: str = "") -> Markup:
     """An SVG file as an element of the page: no namespaces, ids of its own, colours as variables, short numbers."""
     # matplotlib wrote it just now: nothing in it can be an entity or a document type of somebody else's.
     root = ElementTree.fromstring(svg)
-    prefix = "f" + hashlib.sha256((svg + alt).encode()).hexdigest()[:10]
+    prefix = "f" + hashlib.sha256((svg + alt + place).encode()).hexdigest()[:10]
     _strip(root)
     used = set(re.findall(r"#([\w-]+)", " ".join(_references(root))))
     for element in root.iter():

@@ -367,6 +367,12 @@ class Entry:
             for name, (prior, likelihood) in power_scaling(self.run).items()
         ]
 
+    @property
+    def _spot(self) -> str:
+        """What tells this run from the others on the page."""
+        known = (str(self.run.attrs.get(key)) for key in ("data_sha256", "seed", "runner"))
+        return "-".join([*known, str(self.place)])
+
     @cached_property
     def calibrations(self) -> list[Calibration]:
         """The certificates of the model that come with the package."""
@@ -376,7 +382,7 @@ class Entry:
             Calibration(
                 found,
                 found.outdated(self.model),
-                calibration_figure(found, self.look, self.symbols),
+                calibration_figure(found, self.look, self.symbols, self._spot),
             )
             for found in certificates_of(self.model.name)
         ]
