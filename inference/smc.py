@@ -5,6 +5,7 @@ missed, the prior. They are tempered along q^(1-β) p^β to the posterior p. A s
 effective; then the particles are resampled and moved by Hamiltonian Monte Carlo in the metric of their own covariance,
 and every state that a move passes is kept as a particle. The islands share what they learn about the posterior's
 shape and nothing else, so the spread of their evidences is the error of the mean, and they are the chains of the run.
+At the end those with more evidence hand particles to those with less.
 
 A path from the prior alone would not do: where the data say how large the noise is, the particles meet a first-order
 transition between explaining the data and calling them noise, and hardly any get across.
@@ -27,7 +28,7 @@ from torch import Tensor
 from .density import Density
 from .hmc import Metric, move, state_at
 from .laplace import no_latents
-from .mixture import start_mixture
+from .mixture import Pool, best_proposal
 from .modes import find_modes
 from .resampling import shuffled, systematic
 from .runs import Draws, Progress, RunError
@@ -42,8 +43,8 @@ MOST_STEPS = 32
 # Displacement grows like time while particles diffuse, and no more when they have forgotten where they began.
 SETTLED = 1.25
 MOST_TEMPERATURES = 500
-# Of the mixture around the modes: wide enough for a shoulder, with an evidence of finite variance.
-DEGREES_OF_FREEDOM = 5.0
+# Draws and rounds to fit the mixture around the modes with.
+PROPOSED, REFITS = 2000, 10
 
 
 @dataclass
@@ -100,7 +101,8 @@ def run(
     report = progress or (lambda done, total, text: None)
     generator = torch.Generator().manual_seed(seed)
     report(0, 100, "climbing to the modes")
-    mixture = start_mixture(*find_modes(density, starts, seed), DEGREES_OF_FREEDOM)
+    pool = Pool(density, PROPOSED, generator)
+    mixture = best_proposal(pool, *find_modes(density, starts, seed), REFITS)
     path = Tempered(density, mixture, chains * particles)
     now = _Population(
         path.start(chains, particles, particles * moves, generator),
@@ -155,7 +157,26 @@ def _reweigh(
     order = place.reshape(islands, -1).argsort(1)
     chosen = systematic(log_weights.gather(1, order), particles, generator)
     chosen = order.gather(1, shuffled(chosen, generator))
-    return now.z.gather(1, chosen[..., None].expand(-1, -1, dim)), metric
+    start = now.z.gather(1, chosen[..., None].expand(-1, -1, dim))
+    return (_even(start, now.log_evidence, generator) if power == 1 else start), metric
+
+
+def _even(start: Tensor, log_evidence: Tensor, generator: torch.Generator) -> Tensor:
+    """Particles handed from islands of more evidence to those of less, so that every draw counts alike.
+
+    Whatever an island can keep it keeps: the islands stay as independent as they can be.
+    """
+    islands, n, _ = start.shape
+    owners = systematic(log_evidence[None], islands * n, generator)[0]
+    owned = torch.bincount(owners, minlength=islands)
+    spare = torch.cat(
+        [start[k, torch.arange(n, max(n, int(owned[k]))) % n] for k in range(islands)]
+    )
+    spare = spare[torch.randperm(len(spare), generator=generator)]
+    lacking = torch.arange(n) >= owned[:, None]
+    even = start.clone()
+    even[lacking] = spare
+    return even
 
 
 def _next_power(gain: Tensor, power: float, effective: float) -> float:

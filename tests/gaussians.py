@@ -104,7 +104,8 @@ def lopsided_answer() -> tuple[float, float]:
 )
 def bent(table: View, prior: Prior) -> None:
     """A banana: what is seen is b - a² to within 0.3."""
-    observe("value", Normal(sample("b", prior.b) - sample("a", prior.a) ** 2, 0.3))
+    a = sample("a", prior.a)
+    observe("value", Normal(sample("b", prior.b) - a**2, 0.3))
 
 
 def bent_answer() -> tuple[float, np.ndarray, np.ndarray]:
