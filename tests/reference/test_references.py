@@ -36,6 +36,7 @@ REPORTED = {
     ("ensemble", "eight_schools_centred"): FUNNEL,
     ("ensemble", "funnel"): FUNNEL,
     ("ensemble", "banana"): "trajectories diverge at the tips",
+    ("ensemble", "hierarchy"): "trajectories diverge in the necks of its funnels",
     ("ensemble", "eight_schools_noncentred"): "a few trajectories diverge where tau is large",
     (
         "smc",
