@@ -159,12 +159,12 @@ class _Quadrature:
         center, axes = self.mixture.means[mode], self._round(mode)
         lattice = self.grow(mode, center, axes, self.left)
         error = torch.tensor(math.inf, dtype=torch.float64)
-        while error > tolerance:
+        while error > tolerance and not lattice.cut:
             # Half the spacing takes as many points again in every dimension.
             expected = len(lattice.index) * 2 ** len(center)
             if expected > self.left:
                 break
-            finer = self.grow(mode, center, lattice.axes / 2, self.left)
+            finer = self.grow(mode, center, lattice.axes / 2, self.left, lattice)
             if finer.cut:
                 break
             error = torch.expm1(lattice.log_integral - finer.log_integral).abs()
@@ -193,20 +193,35 @@ class _Quadrature:
                 break
         return FIRST_SPACING * axes
 
-    def grow(self, mode: int, center: Tensor, axes: Tensor, most: int) -> _Lattice:
-        """The lattice's points from the center outwards, until the next ones are negligible."""
+    def grow(
+        self, mode: int, center: Tensor, axes: Tensor, most: int, coarse: _Lattice | None = None
+    ) -> _Lattice:
+        """The lattice's points from the center outwards, until the next ones are negligible.
+
+        Args:
+            mode: whose share of the posterior is summed.
+            center: a point of the lattice.
+            axes: its basis vectors as columns.
+            most: points to evaluate at most.
+            coarse: the lattice of twice the spacing, to start from instead of the center.
+        """
         dim = len(center)
-        steps = torch.cat([torch.eye(dim), -torch.eye(dim)]).to(torch.int64)
+        along = torch.cat([torch.eye(dim), -torch.eye(dim)]).to(torch.int64)
         place = 2 ** (BITS * torch.arange(dim))
-        edge = torch.zeros(1, dim, dtype=torch.int64)
+        edge = torch.zeros(1, dim, dtype=torch.int64) if coarse is None else _halved(coarse)
         index, value = edge[:0], torch.zeros(0, dtype=torch.float64)
-        most = min(most, self.left)
+        most, wave = min(most, self.left), 0
         while len(edge) and len(index) + len(edge) <= most:
             here = self.values(center + edge.to(torch.float64) @ axes.T, mode)[1]
             self.left -= len(edge)
             index, value = torch.cat([index, edge]), torch.cat([value, here])
             inner = edge[here > value.max() - NEGLIGIBLE]
-            edge = torch.unique((inner[:, None] + steps).reshape(-1, dim), dim=0)
+            # Longer strides as the lattice grows: long tails take few waves.
+            wave += 1
+            strides = torch.arange(1, 2 + wave // 8)[:, None, None] * along
+            edge = torch.unique(
+                (inner[:, None] + strides.reshape(1, -1, dim)).reshape(-1, dim), dim=0
+            )
             edge = edge[~torch.isin(edge @ place, index @ place)]
         order = (index @ place).argsort()
         return _Lattice(center, axes, index[order], value[order], cut=len(edge) > 0)
@@ -232,3 +247,12 @@ class _Quadrature:
             ratio.append(share - lattice.value[mine])
         chosen = shuffled(systematic(torch.cat(ratio)[None], n, generator), generator)[0]
         return torch.cat(z)[chosen], torch.cat(value)[chosen]
+
+
+def _halved(coarse: _Lattice) -> Tensor:
+    """Places on the lattice of half the spacing that touch a place that counts (n, dim)."""
+    counts = coarse.index[coarse.value > coarse.value.max() - NEGLIGIBLE]
+    near = torch.cartesian_prod(*[torch.arange(-1, 2)] * counts.shape[1]).reshape(
+        -1, counts.shape[1]
+    )
+    return torch.unique((2 * counts[:, None] + near).reshape(-1, counts.shape[1]), dim=0)
