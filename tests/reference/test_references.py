@@ -18,6 +18,7 @@ from atomzoo.inference.runs import digest
 SLOW = {"nuts": ("eight_schools_noncentred", "wall_second_order", "logistic")}
 FUNNELS = ("eight_schools_centred", "funnel", "hierarchy")
 SLOW_PAIRS = {(runner, name) for runner in ("ensemble", "smc") for name in FUNNELS}
+BY_HAND = {("ensemble", "hierarchy")}
 # What a runner is made for; it refuses anything else before it starts.
 MADE_FOR = {
     "svi": lambda density: density.model.amortised,
@@ -65,6 +66,10 @@ def pairs():
         for name in SLOW.get(runner, POSTERIORS):
             slow = runner in SLOW or (runner, name) in SLOW_PAIRS
             marks = [made(name), *([pytest.mark.slow] if slow else [])]
+            if (runner, name) in BY_HAND:
+                marks.append(
+                    pytest.mark.skip(reason="takes minutes: benchmarks/reference.py --grade")
+                )
             yield pytest.param(runner, name, marks=marks, id=f"{runner}-{name}")
 
 
