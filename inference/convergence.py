@@ -10,8 +10,7 @@ Margossian et al., Nested R-hat: assessing the convergence of Markov chain Monte
 from __future__ import annotations
 
 import numpy as np
-from scipy.fft import irfft, next_fast_len, rfft
-from scipy.special import ndtri
+import torch
 
 __all__ = ["bulk_ess", "nested_r_hat"]
 
@@ -30,7 +29,9 @@ def _normal_scores(draws: np.ndarray) -> np.ndarray:
     order = flat.argsort(0, kind="stable")
     ranks = np.empty_like(order)
     np.put_along_axis(ranks, order, np.arange(len(flat))[:, None], 0)
-    return np.asarray(ndtri((ranks + 0.625) / (len(flat) + 0.25)).reshape(draws.shape))
+    # Not SciPy's: to import it takes a fifth of a second.
+    scores = torch.special.ndtri(torch.from_numpy((ranks + 0.625) / (len(flat) + 0.25)))
+    return np.asarray(scores.numpy().reshape(draws.shape))
 
 
 def _ess(draws: np.ndarray) -> np.ndarray:
@@ -38,9 +39,9 @@ def _ess(draws: np.ndarray) -> np.ndarray:
     n, chains, _ = draws.shape
     means = draws.mean(0)
     centred = draws - means
-    length = next_fast_len(2 * n, real=True)
-    spectrum = rfft(centred, length, axis=0)
-    covariance = irfft(np.abs(spectrum) ** 2, length, axis=0)[:n].mean(1) / n
+    length = 1 << (2 * n - 1).bit_length()
+    power = np.abs(np.fft.rfft(centred, length, axis=0)) ** 2
+    covariance = np.fft.irfft(power.mean(1), length, axis=0)[:n] / n
     within = covariance[0] * n / (n - 1)
     total = within * (n - 1) / n
     if chains > 1:

@@ -20,12 +20,13 @@ import xarray as xr
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to
 from torch.func import vmap
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..models.model import Data, Model, View, sampled
 from ..models.priors import ModelError, Prior
 from .lifting import lift
+from .supports import bijection
 from .tracing import Graph, trace
 
 __all__ = ["Density", "Factor", "Site", "sum_product"]
@@ -95,7 +96,7 @@ class _Latents(Messenger):
             # Shaped like an enumeration of one alternative, so that the story indexes with it in the same way.
             msg["value"] = self.held[name].reshape((1,) * -self.first + fn.event_shape)
         elif name in self.free:
-            transform = biject_to(fn.support)
+            transform = bijection(fn)
             free = self.free[name]
             msg["value"] = transform(free)
             self.jacobian.append(transform.log_abs_det_jacobian(free, msg["value"]).sum())
@@ -277,6 +278,7 @@ class Density:
                 self._add_site(name, node, fn, frames)
         if not self.observed:
             raise ModelError(f"{self.model.name} observes nothing: it needs an observe(...) line")
+        self._event_dims = int(tracer.trace.nodes[self.observed[0]]["fn"].event_dim)
         self.deepest = deepest
         self.dim = sum(site.numel for site in self.sites)
         self._probe()
@@ -297,13 +299,13 @@ class Density:
         value = node["value"]
         plates = tuple((f.dim, str(f.name)) for f in frames)
         shape = tuple(value.shape)
-        if getattr(fn.support, "is_discrete", False):
+        if _is_discrete(fn):
             if not getattr(fn, "has_enumerate_support", False):
                 raise ModelError(f"the latent {name!r} ({type(fn).__name__}) cannot be summed out")
             size = int(fn.enumerate_support(expand=False).shape[0])
             self.discrete.append(Site(name, shape, shape, plates, size))
         else:
-            free = biject_to(fn.support).inv(value)
+            free = _free_value(name, fn, value)
             self.sites.append(Site(name, shape, tuple(free.shape), plates))
 
     @property
@@ -338,6 +340,9 @@ class Density:
     ) -> tuple[list[Factor], _Latents]:
         """Every term of the log joint at z, discrete latents enumerated but for those held."""
         trace, latents = self._run(z, held or {}, masked)
+        return self._factors_in(trace), latents
+
+    def _factors_in(self, trace: Any) -> list[Factor]:
         found = []
         for name, node in sampled(trace):
             if node["infer"].get("_deterministic"):
@@ -350,7 +355,7 @@ class Density:
             plates = frozenset(f.dim for f in node["cond_indep_stack"] if f.dim is not None)
             term, plates = self._sum_loose(term, plates)
             found.append(Factor(name, term, plates, bool(node["infer"].get("is_data"))))
-        return found, latents
+        return found
 
     def _sum_loose(self, term: Tensor, plates: frozenset[int]) -> tuple[Tensor, frozenset[int]]:
         """Sum the batch axes that no plate declares, such as those of a vector of parameters."""
@@ -567,7 +572,7 @@ class Density:
                 self.story()
             for site in self.sites:
                 node = tracer.trace.nodes[site.name]
-                parts.append(biject_to(node["fn"].support).inv(node["value"]).reshape(-1))
+                parts.append(bijection(node["fn"]).inv(node["value"]).reshape(-1))
         return torch.cat(parts).to(torch.float64) if parts else torch.zeros(0, dtype=torch.float64)
 
     def constrain(self, z: Tensor, held: Mapping[str, Tensor] | None = None) -> Values:
@@ -575,24 +580,30 @@ class Density:
 
         def one(point: Tensor, fixed: Values) -> Values:
             trace, _ = self._run(point, fixed)
-            names = [site.name for site in self.sites]
-            if not self.discrete or fixed:
-                names += self.derived
-            return {name: trace.nodes[name]["value"] for name in names}
+            return self._values_in(trace, fixed)
 
-        with pyro.validation_enabled(False), torch.no_grad():
-            return self._over_draws(one, z, held)
+        found: Values = self._over_draws(one, z, held)
+        return found
+
+    def _values_in(self, trace: Any, fixed: Values) -> Values:
+        names = [site.name for site in self.sites]
+        if not self.discrete or fixed:
+            names += self.derived
+        return {name: trace.nodes[name]["value"] for name in names}
 
     def log_prior(self, z: Tensor, held: Mapping[str, Tensor] | None = None) -> Values:
         """Log prior density of every latent in its own space, summed over its elements."""
 
         def one(point: Tensor, fixed: Values) -> Values:
             factors, _ = self.factors(point, fixed)
-            names = {s.name for s in self.sites} | set(fixed)
-            return {f.name: f.value.sum() for f in factors if f.name in names}
+            return self._priors_in(factors, fixed)
 
-        with pyro.validation_enabled(False), torch.no_grad():
-            return self._over_draws(one, z, held)
+        found: Values = self._over_draws(one, z, held)
+        return found
+
+    def _priors_in(self, factors: list[Factor], fixed: Values) -> Values:
+        names = {s.name for s in self.sites} | set(fixed)
+        return {f.name: f.value.sum() for f in factors if f.name in names}
 
     def pointwise(self, z: Tensor, held: Mapping[str, Tensor] | None = None) -> Tensor:
         """Log likelihood of every exchangeable unit, (n, *unit), local classes summed out.
@@ -603,36 +614,43 @@ class Density:
             z: batch of flat vectors.
             held: values of the alternatives, one for each flat vector.
         """
-        axes = self.unit_axes
 
         def one(point: Tensor, fixed: Values) -> Tensor:
-            factors, latents = self.factors(point, fixed, masked=False)
-            local = {site.name for site in self.classes}
-            terms = [f for f in factors if f.is_data or f.name in local]
-            total = sum_product(
-                terms, latents.plates_of_axis, self.plate_sizes, frozenset(axes.values())
-            )
-            return self.as_units(total)
+            return self._units_in(*self.factors(point, fixed, masked=False))
 
-        with pyro.validation_enabled(False), torch.no_grad():
-            found: Tensor = self._over_draws(one, z, held)
+        found: Tensor = self._over_draws(one, z, held)
+        return found
+
+    def _units_in(self, factors: list[Factor], latents: _Latents) -> Tensor:
+        local = {site.name for site in self.classes}
+        terms = [f for f in factors if f.is_data or f.name in local]
+        plates = frozenset(self.unit_axes.values())
+        return self.as_units(sum_product(terms, latents.plates_of_axis, self.plate_sizes, plates))
+
+    def described(
+        self, z: Tensor, held: Mapping[str, Tensor] | None = None
+    ) -> tuple[Values, Values, Tensor]:
+        """What `constrain`, `log_prior` and `pointwise` give, the story told once for all three."""
+
+        def one(point: Tensor, fixed: Values) -> tuple[Values, Values, Tensor]:
+            trace, latents = self._run(point, fixed, masked=False)
+            factors = self._factors_in(trace)
+            return (
+                self._values_in(trace, fixed),
+                self._priors_in(factors, fixed),
+                self._units_in(factors, latents),
+            )
+
+        found: tuple[Values, Values, Tensor] = self._over_draws(one, z, held)
         return found
 
     @property
     def unit_axes(self) -> dict[str, int]:
         """Axis of every unit dimension among the plates."""
         dims = self.view.dims(self.observed[0])
-        with_plates = {d: i - self._batch_dims() for i, d in enumerate(dims[: self._batch_dims()])}
+        batch = len(dims) - self._event_dims
+        with_plates = {d: i - batch for i, d in enumerate(dims[:batch])}
         return {d: with_plates[d] for d in self.unit if d in with_plates}
-
-    def _batch_dims(self) -> int:
-        if not hasattr(self, "_batch"):
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                with pyro.poutine.trace() as tracer, self.handlers():
-                    self.story()
-                node = tracer.trace.nodes[self.observed[0]]
-                self._batch = len(self.view.dims(self.observed[0])) - node["fn"].event_dim
-        return self._batch
 
     @property
     def unit_shape(self) -> tuple[int, ...]:
@@ -650,7 +668,7 @@ class Density:
         wide = [1] * total.dim()
         for axis in axes:
             wide[axis] = self.plate_sizes[axis]
-        return total.expand(torch.broadcast_shapes(total.shape, tuple(wide))).reshape(
+        return total.expand(np.broadcast_shapes(total.shape, tuple(wide))).reshape(
             self.unit_shape
         )
 
@@ -664,11 +682,10 @@ class Density:
             keep = frozenset(latents.axes[name] for name in names)
             total = sum_product(factors, latents.plates_of_axis, self.plate_sizes, keep_axes=keep)
             order = [latents.axes[name] for name in names]
-            total = total.expand(torch.broadcast_shapes(total.shape, _axes_shape(order, sizes)))
+            total = total.expand(np.broadcast_shapes(total.shape, _axes_shape(order, sizes)))
             return _bring(total, order, sizes)
 
-        with pyro.validation_enabled(False), torch.no_grad():
-            found: Tensor = self._over_draws(one, z, None)
+        found: Tensor = self._over_draws(one, z, None)
         return found
 
     def class_probabilities(self, z: Tensor, held: Mapping[str, Tensor] | None = None) -> Values:
@@ -690,13 +707,13 @@ class Density:
                 order = sorted(plates)
                 sizes = [self.plate_sizes[a] for a in order] + [site.size or 1]
                 joint = joint.expand(
-                    torch.broadcast_shapes(joint.shape, _axes_shape([*order, axis], sizes))
+                    np.broadcast_shapes(joint.shape, _axes_shape([*order, axis], sizes))
                 )
                 found[site.name] = torch.softmax(_bring(joint, [*order, axis], sizes), -1)
             return found
 
-        with pyro.validation_enabled(False), torch.no_grad():
-            return self._over_draws(one, z, held)
+        found: Values = self._over_draws(one, z, held)
+        return found
 
     def _over_draws(
         self, one: Callable[[Tensor, Values], Any], z: Tensor, held: Mapping[str, Tensor] | None
@@ -706,12 +723,36 @@ class Density:
         elements = max(1, sum(self.view._size_of(name) for name in self.observed))
         chunk = max(1, int(2e7) // (elements + self.dim + 1))
         pieces = []
-        for start in range(0, len(z), chunk):
-            part = {name: value[start : start + chunk] for name, value in held.items()}
-            pieces.append(vmap(one)(z[start : start + chunk], part))
-        if isinstance(pieces[0], Tensor):
-            return torch.cat(pieces)
-        return {name: torch.cat([p[name] for p in pieces]) for name in pieces[0]}
+        with pyro.validation_enabled(False), torch.no_grad():
+            for start in range(0, len(z), chunk):
+                part = {name: value[start : start + chunk] for name, value in held.items()}
+                pieces.append(vmap(one)(z[start : start + chunk], part))
+        if len(pieces) == 1:
+            return pieces[0]
+        flat, layouts = zip(*map(tree_flatten, pieces), strict=True)
+        return tree_unflatten([torch.cat(parts) for parts in zip(*flat, strict=True)], layouts[0])
+
+
+def _is_discrete(fn: Any) -> bool:
+    try:
+        return bool(fn.support.is_discrete)
+    except NotImplementedError:
+        return False
+
+
+def _free_value(name: str, fn: Any, value: Tensor) -> Tensor:
+    """A latent's unconstrained value, or an error where it has none."""
+    try:
+        transform = bijection(fn)
+        free = transform.inv(value)
+        there_and_back = transform(free).shape == value.shape
+    except NotImplementedError:
+        there_and_back = False
+    if not there_and_back:
+        raise ModelError(
+            f"the latent {name!r} ({type(fn).__name__}) has no support that real numbers can be mapped to"
+        )
+    return free
 
 
 def _padded(values: Tensor) -> Tensor:

@@ -122,14 +122,17 @@ def to_tree(
     chains, length, _ = draws.z.shape
     flat = draws.z.reshape(chains * length, density.dim)
     held = _draw_alternatives(density, flat, seed)
-    values = density.constrain(flat, held) | held
     keep = _evenly(length, max(1, POINTWISE_LIMIT // max(1, chains * _units(density))))
     thin = draws.z[:, keep].flatten(0, 1)
     thin_held = {
         k: v.reshape(chains, length, *v.shape[1:])[:, keep].flatten(0, 1) for k, v in held.items()
     }
-    pointwise = density.pointwise(thin, thin_held)
-    log_prior = density.log_prior(flat, held)
+    if len(keep) == length:
+        values, log_prior, pointwise = density.described(flat, held)
+    else:
+        values, log_prior = density.constrain(flat, held), density.log_prior(flat, held)
+        pointwise = density.pointwise(thin, thin_held)
+    values = values | held
     groups = {
         "posterior": _dataset(density, values, chains),
         "sample_stats": _stats(density, draws, flat),

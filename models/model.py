@@ -248,9 +248,10 @@ class Data(Messenger):
                 f"the model gives {name!r} events of shape {tuple(fn.event_shape)}, "
                 f"the data have dimensions {dict(zip(dims, shape, strict=True))}"
             )
-        wide = torch.broadcast_shapes(fn.batch_shape, shape[:batch])
-        if batch and tuple(wide[-batch:]) != shape[:batch]:
-            raise ModelError(f"the model gives {name!r} the shape {tuple(wide)}, expected {shape}")
+        wide = _broadcast(fn.batch_shape, shape[:batch])
+        if wide is None or (batch and tuple(wide[-batch:]) != shape[:batch]):
+            given = tuple(fn.batch_shape)
+            raise ModelError(f"the model gives {name!r} the shape {given}, expected {shape}")
         msg["fn"] = fn.expand(wide)
         there = {frame.dim for frame in msg["cond_indep_stack"]}
         frames = tuple(
@@ -272,6 +273,14 @@ class Data(Messenger):
         mask = self.mask.all(dim=lost) if lost else self.mask
         shape = tuple(mask.shape[kept.index(d)] if d in kept else 1 for d in dims)
         return mask.reshape(shape)
+
+
+def _broadcast(one: torch.Size, other: tuple[int, ...]) -> torch.Size | None:
+    """The shape of two shapes' sum, if there is one. Torch's own function imports SymPy, which takes half a second."""
+    try:
+        return torch.Size(np.broadcast_shapes(one, other))
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True)
