@@ -32,8 +32,10 @@ from .tracing import Graph, trace
 __all__ = ["Density", "Factor", "Site", "sum_product"]
 
 Values = dict[str, Tensor]
-# One size for every traced batch: shorter ones are padded, so that there is one trace a density.
-BATCH = 64
+Traced = Callable[..., tuple[Tensor, ...]]
+# One size for every traced batch of gradients, and one for values alone: shorter ones are padded, so that there is one
+# trace of each.
+BATCH, VALUES = 64, 256
 # Traces kept for the next data of the same shapes, the least used forgotten first.
 MOST_TRACES = 32
 
@@ -220,12 +222,12 @@ class Density:
         seed: int = 0,
     ) -> None:
         self.model, self.data, self.device = model, data, device
-        self.prior = lift(prior).rebuilt()
+        self.prior = lift(prior).in_double()
         self.view = View(data, device)
         self.unit = model.unit if set(model.unit) <= set(self.view.sizes) else self._unit_here()
         self.mask = None if mask is None else torch.as_tensor(mask, device=device)
         self.path = "eager"
-        self._traces: dict[tuple[int, bool], Callable[..., tuple[Tensor, Tensor]]] = {}
+        self._traces: dict[tuple[int, bool, bool], Traced] = {}
         self.networks: torch.nn.Module | None = None
         if model.amortised:
             self.networks = model.networks(self.view, prior, seed)
@@ -256,7 +258,7 @@ class Density:
         with pyro.validation_enabled(True), torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             with pyro.poutine.trace() as tracer, self.handlers():
-                self.story()
+                self._told_once()
         self.sites: list[Site] = []
         self.discrete: list[Site] = []
         self.derived: list[str] = []
@@ -282,6 +284,15 @@ class Density:
         self.deepest = deepest
         self.dim = sum(site.numel for site in self.sites)
         self._probe()
+
+    def _told_once(self) -> None:
+        try:
+            self.story()
+        except NotImplementedError as error:
+            raise ModelError(
+                f"{self.model.name} has a distribution that cannot be drawn from"
+                f"{f' ({error})' if str(error) else ''}; give it a proper prior"
+            ) from None
 
     def _probe(self) -> None:
         """Evaluate two points at once, to say early what a story does that cannot be done for many."""
@@ -384,17 +395,26 @@ class Density:
             held: a value of every alternative for each vector; by default they are summed out.
         """
         fixed = [held[site.name] for site in self.alternatives] if held else []
-        if len(z) == BATCH:
-            gradient, value = self._traced(BATCH, bool(held))(z, *fixed)
-            return value.detach(), gradient.detach()
-        values, gradients = [], []
-        for start in range(0, len(z), BATCH):
-            parts = [_padded(t[start : start + BATCH]) for t in (z, *fixed)]
-            size = min(BATCH, len(z) - start)
-            gradient, value = self._traced(BATCH, bool(held))(*parts)
-            values.append(value[:size].detach())
-            gradients.append(gradient[:size].detach())
-        return torch.cat(values), torch.cat(gradients)
+        gradient, value = self._in_batches(self._traced(BATCH, bool(held)), BATCH, z, *fixed)
+        return value, gradient
+
+    def values(self, z: Tensor) -> Tensor:
+        """Log density (n,) at a batch of flat vectors; not a number is as little as can be."""
+        (value,) = self._in_batches(self._traced(VALUES, gradient=False), VALUES, z)
+        return torch.nan_to_num(value, nan=-torch.inf, posinf=-torch.inf)
+
+    @staticmethod
+    def _in_batches(traced: Traced, size: int, *given: Tensor) -> list[Tensor]:
+        """What a trace of one size gives for any number of points."""
+        n = len(given[0])
+        if n == size:
+            return [found.detach() for found in traced(*given)]
+        parts = []
+        for start in range(0, max(n, 1), size):
+            part = [t[start : start + size] for t in given]
+            found = traced(*(part if len(part[0]) == size else [_padded(t, size) for t in part]))
+            parts.append([values[: n - start].detach() for values in found])
+        return [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
 
     def gradient_at(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Log density and gradient at one flat vector, for samplers that move one point at a time."""
@@ -419,21 +439,22 @@ class Density:
         rows: Tensor = (gradient[: self.dim] - gradient[self.dim :]) / (2 * width[:, None])
         return 0.5 * (rows + rows.T)
 
-    def _traced(self, n: int, is_held: bool = False) -> Callable[..., tuple[Tensor, Tensor]]:
-        """Gradient and value at n points: traced to plain tensor operations, eager where that fails."""
-        if (n, is_held) not in self._traces:
-            self._traces[n, is_held] = self._trace_or_not(n, is_held)
-        return self._traces[n, is_held]
+    def _traced(self, n: int, is_held: bool = False, gradient: bool = True) -> Traced:
+        """Gradient and value at n points, or the value: traced to plain operations, eager where that fails."""
+        key = n, is_held, gradient
+        if key not in self._traces:
+            self._traces[key] = self._trace_or_not(*key)
+        return self._traces[key]
 
-    def _trace_or_not(self, n: int, is_held: bool) -> Callable[..., tuple[Tensor, Tensor]]:
+    def _trace_or_not(self, n: int, is_held: bool, gradient: bool) -> Traced:
         """The trace of an earlier density of the same shapes where it serves, else one of our own."""
         sites = self.alternatives if is_held else []
         example = torch.zeros(n, self.dim, dtype=torch.float64)
         fixed = [torch.zeros(n, *site.shape, dtype=torch.int64) for site in sites]
-        eager = self._eager(sites)
+        eager = self._eager(sites) if gradient else self._eager_value
         try:
             inputs = self._inputs()
-            key = (self._shape_key(), n, is_held)
+            key = (self._shape_key(), n, is_held, gradient)
             if key in _TRACES:
                 _TRACES.move_to_end(key)
                 traced = _bind(_TRACES[key], inputs)
@@ -455,14 +476,19 @@ class Density:
             _TRACES.popitem(last=False)
         return traced
 
-    def _eager(self, sites: list[Site]) -> Callable[..., tuple[Tensor, Tensor]]:
+    def _eager_value(self, z: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The value at a batch of points, straight from the story."""
+        with pyro.validation_enabled(False), self._reading(inputs), torch.no_grad():
+            return (vmap(self._total)(z),)
+
+    def _eager(self, sites: list[Site]) -> Traced:
         """Gradient and value at a batch of points, straight from the story.
 
         Called as `(z, *held)`, or as `(z, *held, *inputs)` with other tensors for what the story reads.
         """
         names = [site.name for site in sites]
 
-        def checked(z: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        def checked(z: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
             fixed, inputs = rest[: len(names)], rest[len(names) :]
 
             def total(point: Tensor, *values: Tensor) -> Tensor:
@@ -514,7 +540,22 @@ class Density:
 
     def initial(self, n: int, seed: int) -> Tensor:
         """Starting points: draws from the prior, unconstrained, (n, dim)."""
-        return torch.stack([self.unconstrain(draw) for draw in self.prior_draws(n, seed)[0]])
+        try:
+            return self._initial_at_once(n, seed)
+        except RuntimeError:  # not every distribution can draw under vmap
+            return torch.stack([self.unconstrain(draw) for draw in self.prior_draws(n, seed)[0]])
+
+    def _initial_at_once(self, n: int, seed: int) -> Tensor:
+        def one(_: Tensor) -> Tensor:
+            with pyro.poutine.trace() as tracer, self.handlers(generate=True):
+                self.story()
+            nodes = [tracer.trace.nodes[site.name] for site in self.sites]
+            parts = [bijection(s["fn"]).inv(s["value"]).reshape(-1) for s in nodes]
+            return torch.cat(parts).to(torch.float64)
+
+        with pyro.validation_enabled(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return vmap(one, randomness="different")(torch.zeros(n))
 
     def expectation(self, z: Tensor, held: Mapping[str, Tensor] | None = None) -> Values:
         """Mean of every observed variable given the latents, where its distribution has one."""
@@ -755,21 +796,21 @@ def _free_value(name: str, fn: Any, value: Tensor) -> Tensor:
     return free
 
 
-def _padded(values: Tensor) -> Tensor:
-    """Values repeated at the end up to the batch's size."""
-    return torch.cat([values, values[-1:].expand(BATCH - len(values), *values.shape[1:])])
+def _padded(values: Tensor, size: int) -> Tensor:
+    """Values repeated at the end up to a size."""
+    return torch.cat([values, values[-1:].expand(size - len(values), *values.shape[1:])])
 
 
 _TRACES: OrderedDict[tuple[Any, ...], Graph] = OrderedDict()
 
 
-def _bind(graph: Graph, inputs: list[Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+def _bind(graph: Graph, inputs: list[Tensor]) -> Traced:
     return lambda *values: graph(*values, *inputs)
 
 
 def _agree(
-    traced: Callable[..., tuple[Tensor, Tensor]],
-    eager: Callable[..., tuple[Tensor, Tensor]],
+    traced: Traced,
+    eager: Traced,
     example: Tensor,
     fixed: list[Tensor],
 ) -> bool:

@@ -22,7 +22,7 @@ from torch.func import vmap
 
 from .convergence import bulk_ess
 from .density import Density
-from .mixture import Mixture, log_density, taught
+from .mixture import Mixture, taught
 from .runs import Draws, RunError, digest
 
 __all__ = ["Evidence", "bridge", "free_draws", "with_evidence"]
@@ -73,7 +73,7 @@ def bridge(density: Density, run: xr.DataTree | Draws | Tensor, *, seed: int = 0
             f"{z.shape[0] * z.shape[1]} draws are too few for the evidence in {density.dim} dimensions; "
             f"draw at least {2 * LEAST_DRAWS * density.dim}"
         )
-    value = log_density(density, z.flatten(0, 1)).reshape(z.shape[:2])
+    value = density.values(z.flatten(0, 1)).reshape(z.shape[:2])
     if not torch.isfinite(value).all():
         raise RunError(
             "the density is zero or undefined at some draws; they are not of this density"
@@ -114,7 +114,7 @@ def _bridge(
     ours = value.flatten() - mixture.log_prob(z.flatten(0, 1))
     parts = [mixture.sample(len(part), generator) for part in ours.split(CHUNK)]
     proposed = torch.cat(parts)
-    theirs = log_density(density, proposed) - mixture.log_prob(proposed)
+    theirs = density.values(proposed) - mixture.log_prob(proposed)
     n = len(ours)
     effective = float(bulk_ess(ours.reshape(value.shape).T[..., None].numpy())[0])
     effective = min(effective, n) if math.isfinite(effective) else 1.0

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .density import Density
 from .laplace import no_latents
-from .mixture import Mixture, log_density, start_mixture
+from .mixture import Mixture, start_mixture
 from .modes import find_modes
 from .resampling import shuffled, systematic
 from .runs import Draws, Progress, RunError
@@ -151,7 +151,7 @@ class _Quadrature:
     def values(self, z: Tensor, mode: int) -> tuple[Tensor, Tensor]:
         """Log density, and log of the share of it that belongs to a mode."""
         belongs = self.mixture.component_log_prob(z) + self.mixture.weights.log()
-        value = log_density(self.density, z)
+        value = self.density.values(z)
         return value, value + torch.log_softmax(belongs, 1)[:, mode]
 
     def integrate(self, mode: int, tolerance: float) -> tuple[_Lattice, Tensor]:

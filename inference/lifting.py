@@ -33,6 +33,10 @@ class Lifted:
         left = iter(self.tensors if tensors is None else tensors)
         return Prior({name: _put(e, left) for name, e in self.prior.items()}, self.prior.name)
 
+    def in_double(self) -> Prior:
+        """The same prior in double precision, which a distribution that text cannot hold may not have."""
+        return self.rebuilt([t.double() if t.is_floating_point() else t for t in self.tensors])
+
 
 def lift(prior: Prior) -> Lifted:
     """Take a prior apart."""

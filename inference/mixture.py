@@ -54,13 +54,10 @@ class Mixture:
         """Draw n points (n, dim)."""
         which = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         normal = torch.randn(n, self.means.shape[1], dtype=torch.float64, generator=generator)
-        gamma = torch.distributions.Chi2(torch.tensor(self.nu, dtype=torch.float64))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-            stretch = torch.sqrt(self.nu / gamma.sample((n,)))
-        return self.means[which] + stretch[:, None] * (
-            self.factors[which] @ normal[..., None]
-        ).squeeze(-1)
+        halves = torch.full((n,), 0.5 * self.nu, dtype=torch.float64)
+        gamma = torch._standard_gamma(halves, generator=generator)
+        offset = (self.factors[which] @ normal[..., None]).squeeze(-1)
+        return self.means[which] + torch.sqrt(0.5 * self.nu / gamma)[:, None] * offset
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density at z (n, dim)."""
@@ -106,7 +103,7 @@ class Pool:
         there = torch.logaddexp(self.log_sum, mixture.log_prob(self.z))
         self.log_sum = torch.cat([there, torch.logsumexp(here, 0)])
         self.z = torch.cat([self.z, z])
-        self.value = torch.cat([self.value, log_density(self.density, z)])
+        self.value = torch.cat([self.value, self.density.values(z)])
 
     @property
     def log_weights(self) -> Tensor:
@@ -219,14 +216,12 @@ def weigh(
 ) -> tuple[Tensor, Tensor]:
     """Draws of a proposal and their log importance weights."""
     z = mixture.sample(n, generator)
-    return z, log_density(density, z) - mixture.log_prob(z)
+    return z, density.values(z) - mixture.log_prob(z)
 
 
 def log_density(density: Density, z: Tensor) -> Tensor:
     """Log density at every point, nothing where it does not exist."""
-    with torch.no_grad():
-        value = torch.cat([density.log_prob(part) for part in z.split(4096)])
-    return torch.nan_to_num(value, nan=-torch.inf, posinf=-torch.inf)
+    return density.values(z)
 
 
 def _refit(mixture: Mixture, z: Tensor, log_weights: Tensor) -> Mixture:

@@ -11,11 +11,11 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
 
 from ..models.model import sampled
 from .density import Density, Values, sum_product
 from .mixture import Mixture
+from .supports import bijection
 
 __all__ = ["PriorDensity", "Tempered", "prior_draws"]
 
@@ -134,5 +134,5 @@ def prior_draws(density: Density, few: int, many: int, seed: int) -> Tensor:
             fn is not density.prior.get(s.name) for s, fn in zip(density.sites, fns, strict=True)
         ):
             return density.initial(few, seed)
-        free = [biject_to(fn.support).inv(fn.sample((many,))).reshape(many, -1) for fn in fns]
+        free = [bijection(fn).inv(fn.sample((many,))).reshape(many, -1) for fn in fns]
     return torch.cat(free, 1).to(torch.float64)

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 __all__ = ["Graph", "trace"]
 
-Pair = tuple[Tensor, Tensor]
+Tensors = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class _Step:
 class _Tape(TorchDispatchMode):
     """Writes down operations while they run."""
 
-    def __init__(self, given: tuple[Tensor, ...]) -> None:
+    def __init__(self, given: Tensors) -> None:
         super().__init__()
         self.steps: list[_Step] = []
         self.tensors: list[Tensor] = list(given)  # kept alive, so that no identity is used twice
@@ -106,15 +106,15 @@ class Graph:
     compiled: Callable[..., Any]
     constants: list[Tensor]
 
-    def __call__(self, *values: Tensor) -> Pair:
-        """Value and gradient, or whatever pair the function gives."""
+    def __call__(self, *values: Tensor) -> Tensors:
+        """What the function gives."""
         with torch.no_grad():
-            first, second = self.compiled(*values, *self.constants)
-        return first, second
+            found = self.compiled(*values, *self.constants)
+        return (found,) if isinstance(found, Tensor) else tuple(found)
 
 
-def trace(function: Callable[..., Pair], examples: tuple[Tensor, ...]) -> Graph:
-    """Compile a function of tensors that gives a pair of tensors.
+def trace(function: Callable[..., Tensors], examples: Tensors) -> Graph:
+    """Compile a function of tensors that gives a tuple of tensors.
 
     Args:
         function: must do the same operations whatever the values.
@@ -129,7 +129,7 @@ def trace(function: Callable[..., Pair], examples: tuple[Tensor, ...]) -> Graph:
     steps, constants, ends = _simplified(tape, len(examples), ends)
     kept = [tape.tensors[i].detach() for i in constants]
 
-    def replay(*values: Tensor) -> tuple[Tensor, ...]:
+    def replay(*values: Tensor) -> Tensors:
         known = dict(zip([*range(len(examples)), *constants], values, strict=True))
         for step in steps:
             flat = [known[a.index] if isinstance(a, _Place) else a for a in step.arguments]

@@ -54,13 +54,16 @@ def test_the_evidence_is_off_by_what_it_says(memory):
 def test_runners_and_the_bridge_agree(found):
     density = density_of(found)
     truth = exact.run(density).log_evidence
-    run = smc.run(density, seed=1)
-    bridged = bridge(density, run, seed=2)
-    assert bridged.problem == ""
-    assert bridged.log_evidence == pytest.approx(truth, abs=4 * bridged.se)
-    both = np.hypot(bridged.se, run.log_evidence_se)
-    # The error of 16 islands is Student-t, false alarm 1e-3.
-    assert abs(bridged.log_evidence - run.log_evidence) < stats.t(15).ppf(0.9995) * both
+    z = []
+    for seed in range(1, 7):
+        run = smc.run(density, seed=seed)
+        bridged = bridge(density, run, seed=seed)
+        assert bridged.problem == ""
+        assert bridged.log_evidence == pytest.approx(truth, abs=4.5 * bridged.se)
+        both = np.hypot(bridged.se, run.log_evidence_se)
+        z.append((bridged.log_evidence - run.log_evidence) / both)
+    # The error of 16 islands is Student-t of variance 15 / 13; six together are nearly normal. False alarm 1e-3.
+    assert abs(np.mean(z)) < stats.norm.isf(0.0005) * np.sqrt(15 / 13 / 6)
 
 
 @pytest.mark.parametrize(
