@@ -113,7 +113,8 @@ class LowerCholesky(Transform):
 class Sphere(Transform):
     """The unit sphere, projected from one of its poles; densities on it are by area.
 
-    The map keeps angles, so that a posterior that is round on the sphere is round in the plane.
+    The projection keeps angles, so that what is round on the sphere is round in the plane. Far out the plane is drawn
+    together, so that its tails are as light as an exponential's.
     """
 
     domain = constraints.real_vector
@@ -122,11 +123,25 @@ class Sphere(Transform):
 
     def _call(self, x: Tensor) -> Tensor:
         square = x.square().sum(-1, keepdim=True)
-        return torch.cat([2 * x, 1 - square], -1) / (1 + square)
+        stretch = _sinh_ratio(square)
+        lifted = 2 / (1 + square * stretch.square())
+        return torch.cat([lifted * stretch * x, lifted - 1], -1)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return y[..., :-1] / (1 + y[..., -1:])
+        plane = y[..., :-1] / (1 + y[..., -1:])
+        radius = torch.linalg.vector_norm(plane, dim=-1, keepdim=True).clamp(min=1e-300)
+        return plane * torch.asinh(radius) / radius
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Of area on the sphere."""
-        return x.shape[-1] * (math.log(2) - torch.log1p(x.square().sum(-1)))
+        square, dim = x.square().sum(-1), x.shape[-1]
+        stretch = _sinh_ratio(square)
+        rising = torch.log1p(square * stretch.square())
+        return (dim - 1) * torch.log(stretch) + dim * math.log(2) + (0.5 - dim) * rising
+
+
+def _sinh_ratio(square: Tensor) -> Tensor:
+    """Of the square of r, sinh(r) / r: by its series where the ratio loses its digits."""
+    small = square < 1e-4
+    r = torch.sqrt(torch.where(small, torch.ones_like(square), square))
+    return torch.where(small, 1 + square / 6 + square**2 / 120, torch.sinh(r) / r)

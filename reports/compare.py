@@ -23,6 +23,7 @@ from ..inference.fit import fit, make_density, one_thread
 from ..inference.heldout import HeldOut, leave_block_out, leave_one_out
 from ..inference.modes import find_modes
 from ..inference.runs import Progress, RunError, digest, draws_of
+from ..inference.supports import bijection
 from ..models.model import Model, find, models
 from ..models.priors import ModelError, describe, parse
 from .diagnose import Gate, diagnose
@@ -490,7 +491,7 @@ def _log_normaliser(prior: Any, power: float, seed: int) -> float:
     vectors whose elements hang together are averaged over draws.
     """
     import torch
-    from torch.distributions import Independent, biject_to
+    from torch.distributions import Independent
 
     while isinstance(prior, Independent):
         prior = prior.base_dist
@@ -500,7 +501,7 @@ def _log_normaliser(prior: Any, power: float, seed: int) -> float:
         if prior.event_shape or not draws.dtype.is_floating_point:
             log_values = prior.log_prob(draws).reshape(len(draws), -1).sum(1)
             return _log_mean_power(log_values.numpy(), power - 1)
-        transform = biject_to(prior.support)
+        transform = bijection(prior)
         z = transform.inv(draws)
         middle = z.median(0).values
         spread = (z - middle).abs().median(0).values
