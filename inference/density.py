@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ..models.model import Data, Model, View, sampled
 from ..models.priors import ModelError, Prior
 from .lifting import lift
+from .safelog import safe_log_under_vmap
 from .supports import bijection
 from .tracing import Graph, trace
 
@@ -239,9 +240,10 @@ class Density:
 
     def story(self) -> Any:
         """Run the generative story once, under whatever handlers are active."""
-        if self.networks is not None:
-            return self.networks.model(self.view, self.prior)  # type: ignore[operator]
-        return self.model.story(self.view, self.prior)
+        with safe_log_under_vmap():
+            if self.networks is not None:
+                return self.networks.model(self.view, self.prior)  # type: ignore[operator]
+            return self.model.story(self.view, self.prior)
 
     def handlers(self, *, generate: bool = False, masked: bool = True) -> Data:
         """The handler that gives the story its data, all of them where `masked` is false."""
@@ -358,7 +360,8 @@ class Density:
         for name, node in sampled(trace):
             if node["infer"].get("_deterministic"):
                 continue
-            term = node["fn"].log_prob(node["value"])
+            with safe_log_under_vmap():
+                term = node["fn"].log_prob(node["value"])
             if node["mask"] is not None:
                 term = torch.where(node["mask"], term, torch.zeros((), dtype=term.dtype))
             if isinstance(node["scale"], Tensor) or node["scale"] != 1.0:
