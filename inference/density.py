@@ -7,6 +7,7 @@ data element by element, those outside as alternatives for the whole dataset. No
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ Traced = Callable[..., tuple[Tensor, ...]]
 # One size for every traced batch of gradients, and one for values alone: shorter ones are padded, so that there is one
 # trace of each.
 BATCH, VALUES = 64, 256
+# Numbers that draws may make of the data in one stroke, a few of which fit into a processor's cache.
+AT_ONCE = 1_000_000
 # Traces kept for the next data of the same shapes, the least used forgotten first.
 MOST_TRACES = 32
 
@@ -115,6 +118,22 @@ class _Latents(Messenger):
         self.axes[name] = axis
         self.plates_of_axis[axis] = frozenset(f.dim for f in stack if f.dim is not None)
         return values.reshape(values.shape[:1] + (1,) * (-axis - 1) + fn.event_shape)
+
+
+class _Given(Messenger):
+    """Hands values to some latents and draws the others, without the gradients that Pyro keeps of how."""
+
+    def __init__(self, values: Values) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["done"] or msg["is_observed"] or msg["infer"].get("is_data"):
+            return
+        if not site_is_subsample(msg):
+            name = msg["name"]
+            msg["value"] = self.values[name] if name in self.values else msg["fn"].sample()
+            msg["done"] = True
 
 
 def sum_product(
@@ -549,16 +568,33 @@ class Density:
             return torch.stack([self.unconstrain(draw) for draw in self.prior_draws(n, seed)[0]])
 
     def _initial_at_once(self, n: int, seed: int) -> Tensor:
-        def one(_: Tensor) -> Tensor:
-            with pyro.poutine.trace() as tracer, self.handlers(generate=True):
+        """What the prior gives is drawn first; what hangs on it is drawn for all at once."""
+        names = {site.name for site in self.sites}
+
+        def one(given: Values) -> Tensor:
+            with pyro.poutine.trace() as tracer, _Given(given), self.handlers():
                 self.story()
             nodes = [tracer.trace.nodes[site.name] for site in self.sites]
-            parts = [bijection(s["fn"]).inv(s["value"]).reshape(-1) for s in nodes]
-            return torch.cat(parts).to(torch.float64)
+            parts = [bijection(node["fn"]).inv(node["value"]).reshape(-1) for node in nodes]
+            return torch.cat([torch.zeros(0), *parts]).to(torch.float64)
 
-        with pyro.validation_enabled(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with (
+            pyro.validation_enabled(False),
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[]),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore", UserWarning)  # that it could be faster
             torch.manual_seed(seed)
-            return vmap(one, randomness="different")(torch.zeros(n))
+            with pyro.poutine.trace() as tracer, self.handlers():
+                self.story()
+            fns = {name: node["fn"] for name, node in sampled(tracer.trace) if name in names}
+            given = {
+                name: fn.sample((n,)) for name, fn in fns.items() if fn is self.prior.get(name)
+            }
+            given[""] = torch.zeros(n)  # for a story whose prior gives nothing
+            found: Tensor = vmap(one, randomness="different")(given)
+        return found
 
     def expectation(self, z: Tensor, held: Mapping[str, Tensor] | None = None) -> Values:
         """Mean of every observed variable given the latents, where its distribution has one."""
@@ -712,9 +748,7 @@ class Density:
         wide = [1] * total.dim()
         for axis in axes:
             wide[axis] = self.plate_sizes[axis]
-        return total.expand(np.broadcast_shapes(total.shape, tuple(wide))).reshape(
-            self.unit_shape
-        )
+        return total.expand(np.broadcast_shapes(total.shape, tuple(wide))).reshape(self.unit_shape)
 
     def alternative_logits(self, z: Tensor) -> Tensor:
         """Log joint of every combination of the alternatives at each flat vector, (n, *sizes)."""
@@ -765,7 +799,7 @@ class Density:
         """Apply to every draw, a bounded number at a time."""
         held = dict(held or {})
         elements = max(1, sum(self.view._size_of(name) for name in self.observed))
-        chunk = max(1, int(2e7) // (elements + self.dim + 1))
+        chunk = max(1, AT_ONCE // (elements + self.dim + 1))
         pieces = []
         with pyro.validation_enabled(False), torch.no_grad():
             for start in range(0, len(z), chunk):

@@ -1,11 +1,12 @@
 """Many short chains at once: start everywhere in the posterior, adapt from all, stop when the answer is known.
 
 The modes are found first, and a mixture around them is fitted to the posterior. Where it covers the posterior, chains
-start from its importance sample, and now and then each chain proposes to jump to a fresh draw of it, so that basins
-get their weights. Else chains start below the tops of their climbs and find the posterior's shape from one another.
-In between every chain moves by Hamiltonian Monte Carlo with one shared metric, step size and jittered trajectory
-length, adapted over all chains in a warm-up that is thrown away. Sampling goes on until the worst parameter has the
-effective sample size asked for and nested R-hat says that the chains agree.
+start from its importance sample, and every chain proposes to jump to fresh draws of it, so that basins get their
+weights. Else chains start below the tops of their climbs and find the posterior's shape from one another. In between
+every chain moves by Hamiltonian Monte Carlo with one shared metric, step size and jittered trajectory length, adapted
+over all chains in a warm-up that is thrown away: rarely where the jumps do well, before every draw where they do not.
+Sampling goes on until the worst parameter has the effective sample size asked for and nested R-hat says that the
+chains agree.
 
 References: Hoffman, Radul and Sountsov, An adaptive-MCMC scheme for setting trajectory lengths in Hamiltonian Monte
 Carlo, AISTATS (2021); Margossian et al., Nested R-hat (2024); Gabrié, Rotskoff and Vanden-Eijnden, Adaptive Monte
@@ -18,7 +19,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +47,10 @@ FIRST_WINDOW, GROWTH = 16, 2.0
 ENOUGH = 100
 MOST_STEPS = 256
 JITTER = 0.5
-BLOCK = 16
+# Draws between two looks at the effective sample size: no fewer, and at first no more.
+LEAST_BLOCK, FIRST_BLOCK = 8, 64
+# Acceptance of jumps from which a trajectory comes only before every so many draws.
+JUMPY = ((0.5, 4), (0.25, 2))
 # Leapfrog steps allowed in the first window of warm-up; twice as many in each that follows.
 FIRST_STEPS = 16
 # Weights that must be flattened further than to this power tell nothing about where the posterior is.
@@ -57,19 +61,28 @@ KEEP_EVERY = 5.0
 
 @dataclass
 class _Kernel:
-    """What moves the chains, fixed once warm-up is over."""
+    """What moves the chains, fixed once warm-up is over.
+
+    Attributes:
+        metric: of the trajectories.
+        step: their step size.
+        length: their mean length.
+        jump: what jumps are proposed from.
+        every: draws from one trajectory to the next; there is a jump before each.
+    """
 
     metric: Metric
     step: float
     length: float
     jump: Mixture | None
+    every: int = 1
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything in it, to be kept."""
         found = {"scale": self.metric.scale, "vectors": self.metric.vectors}
         found |= {
             "stretch": self.metric.stretch,
-            "steps": torch.tensor([self.step, self.length], dtype=torch.float64),
+            "steps": torch.tensor([self.step, self.length, self.every], dtype=torch.float64),
         }
         if self.jump is not None:
             found |= {"jump_weights": self.jump.weights, "jump_means": self.jump.means}
@@ -87,45 +100,44 @@ class _Kernel:
         if "jump_nu" in t:
             nu = float(t["jump_nu"])
             jump = Mixture(t["jump_weights"], t["jump_means"], t["jump_factors"], nu)
-        step, length = map(float, t["steps"])
-        return cls(Metric(t["scale"], t["vectors"], t["stretch"]), step, length, jump)
+        step, length, every = map(float, t["steps"])
+        metric = Metric(t["scale"], t["vectors"], t["stretch"])
+        return cls(metric, step, length, jump, int(every))
 
 
 class _Record:
-    """Draws and statistics as they come."""
+    """Draws and statistics as they come, in blocks (draw, chain, ...)."""
 
-    def __init__(self) -> None:
-        self.z: list[Tensor] = []
-        self.stats: dict[str, list[Tensor]] = {}
+    def __init__(self, blocks: list[dict[str, Tensor]] | None = None) -> None:
+        self.blocks = blocks or []
 
-    def add(self, state: State, **stats: Tensor) -> None:
-        """One draw of every chain."""
-        self.z.append(state.z)
-        for name, values in {"lp": state.value, **stats}.items():
-            self.stats.setdefault(name, []).append(values)
+    def add(self, rows: list[dict[str, Tensor]]) -> None:
+        """A block of draws of every chain, each with its statistics."""
+        self.blocks.append({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
 
-    @property
-    def draws(self) -> np.ndarray:
-        """So far, (draw, chain, dim)."""
-        return torch.stack(self.z).numpy()
+    def __len__(self) -> int:
+        return sum(len(block["z"]) for block in self.blocks)
+
+    def all(self) -> dict[str, Tensor]:
+        """So far, by name."""
+        if len(self.blocks) > 1:
+            names = self.blocks[0]
+            self.blocks = [{n: torch.cat([block[n] for block in self.blocks]) for n in names}]
+        return self.blocks[0] if self.blocks else {}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything in it, to be kept."""
-        stats = {f"stat_{n}": torch.stack(values).numpy() for n, values in self.stats.items()}
-        return {"draws": self.draws, **stats} if self.z else {}
+        return {f"draw_{name}": values.numpy() for name, values in self.all().items()}
 
     @classmethod
     def kept(cls, arrays: Mapping[str, np.ndarray]) -> _Record:
         """The record that `arrays` took apart."""
-        found = cls()
-        if "draws" in arrays:
-            found.z = list(torch.as_tensor(arrays["draws"]))
-            found.stats = {
-                name.removeprefix("stat_"): list(torch.as_tensor(values))
-                for name, values in arrays.items()
-                if name.startswith("stat_")
-            }
-        return found
+        found = {
+            name.removeprefix("draw_"): torch.as_tensor(values)
+            for name, values in arrays.items()
+            if name.startswith("draw_")
+        }
+        return cls([found] if found else None)
 
 
 def run(
@@ -188,25 +200,44 @@ def run(
 
     keep()
     kept = time.monotonic()
-    while len(record.z) < most:
-        for _ in range(min(max(BLOCK, len(record.z) // 5), most - len(record.z))):
-            state = _transition(density, state, kernel, record, generator)
-        reached = float(np.min(bulk_ess(record.draws)))
-        report(min(int(reached), ess), ess, f"{len(record.z)} draws a chain")
-        if reached >= ess and float(np.max(nested_r_hat(record.draws))) <= R_HAT:
+    reached = 0.0
+    while len(record) < most:
+        block = _block_size(len(record), reached, ess, chains)
+        rows: list[dict[str, Tensor]] = []
+        for row in _draws(density, state, kernel, min(block, most - len(record)), generator):
+            rows.append(row)
+            if kernel.jump is None:
+                report(min(int(reached), ess), ess, f"{len(record) + len(rows)} draws a chain")
+        record.add(rows)
+        state = state_at(density, rows[-1]["z"])
+        draws = record.all()["z"].numpy()
+        reached = float(np.min(bulk_ess(draws)))
+        report(min(int(reached), ess), ess, f"{len(record)} draws a chain")
+        if reached >= ess and float(np.max(nested_r_hat(draws))) <= R_HAT:
             break
         if time.monotonic() - kept > KEEP_EVERY:
             keep()
             kept = time.monotonic()
-    stats = {name: torch.stack(values, 1).numpy() for name, values in record.stats.items()}
+    found = {name: values.transpose(0, 1) for name, values in record.all().items()}
+    z, jumped = found.pop("z"), found.pop("jumped", None)
     attrs = {
         "density_path": density.path,
         "warmup_transitions": warm,
         "trajectory_length": kernel.length,
-        "jump_acceptance": float(stats.pop("jumped").mean()),
-        **basins.told(torch.cat(record.z)),
+        "trajectory_every": kernel.every,
+        "jump_acceptance": float(jumped.to(z.dtype).mean()) if jumped is not None else 0.0,
+        **basins.told(z.flatten(0, 1)),
     }
-    return Draws(torch.stack(record.z, 1), stats, None, None, attrs)
+    return Draws(z, {name: v.numpy() for name, v in found.items()}, None, None, attrs)
+
+
+def _block_size(done: int, reached: float, ess: int, chains: int) -> int:
+    """How many draws to go on with: what seems to be lacking, but no more than there are."""
+    if not done:
+        return max(LEAST_BLOCK, min(FIRST_BLOCK, math.ceil(ess / chains)))
+    rate = reached / done if reached > 0 else 0.0
+    lacking = math.ceil(1.05 * (ess - reached) / rate) if rate > 0 else done
+    return max(LEAST_BLOCK, min(lacking, done))
 
 
 @dataclass(frozen=True)
@@ -319,6 +350,7 @@ def _warm_up(
         if kernel.jump is not None:
             kernel.jump = taught(kernel.jump, flat, torch.cat([s.value for s in seen]))
         learnt = kernel.jump is not before or (kernel.jump is None or taken < JUMP)
+        kernel.every = next((every for least, every in JUMPY if taken > least), 1)
         if _agree(z) and (not learnt or done >= ENOUGH):
             break
         kernel.metric = basins.metric(flat)
@@ -339,25 +371,46 @@ def _steps(length: float, step: float) -> int:
     return min(MOST_STEPS, max(1, round(length / step)))
 
 
-def _transition(
-    density: Density, state: State, kernel: _Kernel, record: _Record, generator: torch.Generator
-) -> State:
-    """One trajectory and one jump of every chain, written down."""
-    steps = _steps(_jitter(generator) * kernel.length, kernel.step)
-    moved = move(density, state, kernel.metric, kernel.step, steps, generator)
-    state, taken = moved.state, torch.zeros(len(state.z), dtype=torch.bool)
-    if kernel.jump is not None:
-        state, taken = _jumped(density, state, kernel.jump, generator)
-    record.add(
-        state,
-        jumped=taken,
-        energy=moved.energy,
-        acceptance_rate=moved.probability,
-        diverging=moved.diverging,
-        n_steps=torch.full((len(state.z),), steps),
-        step_size=torch.full((len(state.z),), kernel.step, dtype=torch.float64),
-    )
-    return state
+def _draws(
+    density: Density, state: State, kernel: _Kernel, n: int, generator: torch.Generator
+) -> Iterator[dict[str, Tensor]]:
+    """So many draws of every chain, with what is known of each; all jumps of a block are worked out at once."""
+    chains, dim = state.z.shape
+    jump, kind = kernel.jump, {"dtype": state.z.dtype, "generator": generator}
+    if jump is not None:
+        flat = jump.sample(n * chains, generator)
+        places = flat.reshape(n, chains, dim)
+        values, densities = (
+            f.reshape(n, chains) for f in (density.values(flat), jump.log_prob(flat))
+        )
+    here = torch.zeros(chains)
+    for i in range(n):
+        row = {
+            "diverging": torch.zeros(chains, dtype=torch.bool),
+            "n_steps": torch.zeros(chains, dtype=torch.int64),
+        }
+        if i % kernel.every == 0:
+            # Jumps leave the gradient of where they came from.
+            state = state_at(density, state.z) if i and jump is not None else state
+            steps = _steps(_jitter(generator) * kernel.length, kernel.step)
+            moved = move(density, state, kernel.metric, kernel.step, steps, generator)
+            state = moved.state
+            row["diverging"], row["acceptance_rate"] = moved.diverging, moved.probability
+            row["n_steps"] += steps
+            here = here if jump is None else jump.log_prob(state.z)
+        if jump is not None:
+            gain = values[i] - densities[i] - state.value + here
+            gain = torch.nan_to_num(gain, nan=-torch.inf, posinf=-torch.inf)
+            taken = torch.rand(chains, **kind).log() < gain
+            state = state.where(taken, State(places[i], values[i], state.gradient))
+            here = torch.where(taken, densities[i], here)
+            row["jumped"] = taken
+            row.setdefault("acceptance_rate", torch.exp(gain.clamp(max=0.0)))
+        # With a fresh momentum, as a trajectory from here would begin.
+        momentum = torch.randn(chains, dim, **kind)
+        row["energy"] = 0.5 * momentum.square().sum(-1) - state.value
+        row["step_size"] = torch.full((chains,), kernel.step, dtype=state.z.dtype)
+        yield row | {"z": state.z, "lp": state.value}
 
 
 def _jumped(

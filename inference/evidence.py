@@ -73,7 +73,7 @@ def bridge(density: Density, run: xr.DataTree | Draws | Tensor, *, seed: int = 0
             f"{z.shape[0] * z.shape[1]} draws are too few for the evidence in {density.dim} dimensions; "
             f"draw at least {2 * LEAST_DRAWS * density.dim}"
         )
-    value = density.values(z.flatten(0, 1)).reshape(z.shape[:2])
+    value = _values(density, run, z)
     if not torch.isfinite(value).all():
         raise RunError(
             "the density is zero or undefined at some draws; they are not of this density"
@@ -87,6 +87,13 @@ def bridge(density: Density, run: xr.DataTree | Draws | Tensor, *, seed: int = 0
     log_evidence = 0.5 * sum(e.log_evidence for e in found)
     se = 0.5 * math.hypot(*(e.se for e in found))
     return Evidence(log_evidence, se, _problem(found, se))
+
+
+def _values(density: Density, run: xr.DataTree | Draws | Tensor, z: Tensor) -> Tensor:
+    """Log density of every draw, (chain, draw): as the runner tells it, where it does."""
+    if isinstance(run, Draws) and "lp" in run.stats:
+        return torch.as_tensor(run.stats["lp"])
+    return density.values(z.flatten(0, 1)).reshape(z.shape[:2])
 
 
 def _problem(found: list[Evidence], se: float) -> str:

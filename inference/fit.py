@@ -76,6 +76,7 @@ def fit(
     seed: int = 0,
     mask: np.ndarray | None = None,
     predictive: int = 200,
+    lean: bool = False,
     progress: Progress | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     **options: Any,
@@ -90,6 +91,8 @@ def fit(
         seed: the run depends on it, the data and the options, nothing else.
         mask: which exchangeable units count, over the model's unit dimensions; the rest is left out.
         predictive: draws of the predictive groups, 0 for none.
+        lean: only the posterior, without the likelihoods, prior densities, predictions and evidence that comparisons
+            and reports are made of.
         progress: called with (done, total, text).
         checkpoint: file that an interrupted run goes on from, where the runner can; remove it when the run is safe.
         **options: of the runner.
@@ -110,7 +113,7 @@ def fit(
     started = time.perf_counter()
     with one_thread():
         draws = run(density, seed=seed, progress=progress, checkpoint=checkpoint, **options)
-        if draws.log_evidence is None and density.networks is None:
+        if draws.log_evidence is None and density.networks is None and not lean:
             draws = with_evidence(density, draws, seed)
         return to_tree(
             density,
@@ -121,6 +124,7 @@ def fit(
             seed=seed,
             seconds=time.perf_counter() - started,
             predictive=predictive,
+            lean=lean,
         )
 
 

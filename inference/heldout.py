@@ -241,7 +241,7 @@ def _refit_networks(
     seed: int,
     options: dict[str, Any],
 ) -> float:
-    from . import svi
+    from . import amortised, svi
 
     if len(model.unit) != 1:
         raise RunError(f"{model.name}: leaving blocks out needs one unit dimension")
@@ -250,4 +250,4 @@ def _refit_networks(
     svi.run(density, seed=seed, **options)
     whole: Density = make_density(model, data, prior, seed=seed)
     whole.networks = density.networks
-    return float(svi.held_out(whole, ~seen, seed=seed).sum())
+    return float(amortised.held_out(whole, ~seen, seed=seed).sum())

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .density import Density
+from .importance import chosen, mean_weight, smoothed
 from .mixture import Mixture, Pool, best_proposal, weigh
 from .modes import find_modes
 from .runs import Draws, Progress, RunError
@@ -61,12 +62,12 @@ def run(
     mixture = best_proposal(pool, modes, heights, factors, refits)
     report(2, 3, "drawing")
     z, log_weights = weigh(density, mixture, proposals, generator)
-    evidence, error = _evidence(log_weights)
-    smooth, k = _smooth(log_weights)
+    evidence, error = mean_weight(log_weights)
+    smooth, k = smoothed(log_weights)
     weights = torch.softmax(smooth, 0)
-    chosen = _resample(weights, chains * draws, generator)
+    places = chosen(smooth, chains * draws, generator)
     report(3, 3, "done")
-    stats = {"lp": density.log_prob(z[chosen]).detach().numpy().reshape(chains, draws)}
+    stats = {"lp": density.log_prob(z[places]).detach().numpy().reshape(chains, draws)}
     shares = _basin_weights(modes, factors, z, weights)
     attrs = {
         "pareto_k": k,
@@ -75,7 +76,7 @@ def run(
         "basins": len(modes),
         "basin_weights": json.dumps(shares),
     }
-    return Draws(z[chosen].reshape(chains, draws, -1), stats, evidence, error, attrs)
+    return Draws(z[places].reshape(chains, draws, -1), stats, evidence, error, attrs)
 
 
 def no_latents(density: Density, chains: int, draws: int) -> Draws:
@@ -84,32 +85,6 @@ def no_latents(density: Density, chains: int, draws: int) -> Draws:
     value = float(density.log_prob(torch.zeros(0, dtype=torch.float64)))
     stats = {"lp": np.full((chains, draws), value)}
     return Draws(z, stats, value, 0.0, {"pareto_k": -math.inf, "basins": 1})
-
-
-def _evidence(log_weights: Tensor) -> tuple[float, float]:
-    """Log of the mean weight and its standard error, by the delta method."""
-    n = len(log_weights)
-    top = log_weights.max()
-    scaled = torch.exp(log_weights - top)
-    mean = scaled.mean()
-    return float(top + mean.log()), float(scaled.std() / mean / math.sqrt(n))
-
-
-def _smooth(log_weights: Tensor) -> tuple[Tensor, float]:
-    """Pareto-smoothed log weights and the shape of their tail."""
-    from arviz_stats.base import array_stats
-
-    # ArviZ takes log likelihoods, whose importance ratios are their inverses.
-    smooth, k = array_stats.psislw(-log_weights.numpy())
-    return torch.as_tensor(np.asarray(smooth)), float(k)
-
-
-def _resample(weights: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Systematic resampling, then shuffled so that groups are alike."""
-    start = torch.rand(1, dtype=torch.float64, generator=generator)
-    grid = (torch.arange(n, dtype=torch.float64) + start) / n
-    chosen = torch.searchsorted(torch.cumsum(weights, 0), grid).clamp(max=len(weights) - 1)
-    return chosen[torch.randperm(n, generator=generator)]
 
 
 def _basin_weights(modes: Tensor, factors: Tensor, z: Tensor, weights: Tensor) -> list[float]:

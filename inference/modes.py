@@ -22,8 +22,13 @@ SPREAD_DRAWS = 32
 LONGEST = 2.0
 # Up to here every climb keeps an inverse Hessian of its own.
 DENSE = 50
-# Share of the climbs that are not waited for.
-LAGGING = 0.05
+# How many times as far from the middle of the prior as its draws are every other climb starts.
+WIDER = 2.5
+# Steps between two looks at the climbs, and the rise in between below which one has settled.
+LOOK, SETTLED = 5, 0.05
+# Share of the climbs that are not waited for; and share of all starts that lead to basins not seen yet, by what is
+# expected of it, below which no more are.
+LAGGING, UNSEEN = 0.05, 0.004
 
 Held = dict[str, Tensor]
 # Where it is, its log density, and the Cholesky factor of its covariance.
@@ -70,7 +75,7 @@ def _modes_of_alternatives(density: Density, choices: list[Held], seed: int) -> 
         name: torch.cat([choice[name] for choice in choices]).repeat_interleave(each, 0)
         for name in choices[0]
     }
-    z = climb(density, start, scale, held)
+    z, _ = climb(density, start, scale, held)
     height = torch.nan_to_num(density.gradient(z, held)[0], nan=-torch.inf).reshape(-1, each)
     best = height.argmax(1) + each * torch.arange(len(choices))
     found = [_newton(density, z[i], scale, choice) for i, choice in zip(best, choices, strict=True)]
@@ -80,9 +85,12 @@ def _modes_of_alternatives(density: Density, choices: list[Held], seed: int) -> 
 def _modes(density: Density, starts: int, seed: int) -> list[Mode]:
     first = density.initial(max(starts, SPREAD_DRAWS), seed)
     scale = spread(first)
-    z = climb(density, first[:starts], scale)
+    # Every other one from further out: a basin may lie where the prior hardly goes.
+    first[1::2] += (WIDER - 1) * (first[1::2] - first.median(0).values)
+    z, settled = climb(density, first[:starts], scale)
     height, _ = density.gradient(z)
     height = torch.nan_to_num(height, nan=-torch.inf)
+    height = torch.where(settled, height, -torch.inf) if settled.any() else height
     order = torch.argsort(height, descending=True)
     if not torch.isfinite(height[order[0]]):
         raise RunError(
@@ -109,14 +117,58 @@ def spread(points: Tensor) -> Tensor:
     return torch.where(found > 0, 1.5 * found, torch.ones_like(found))
 
 
-def climb(density: Density, z: Tensor, scale: Tensor, held: Held | None = None) -> Tensor:
-    """Climb from every point at once, in units of the scale, until hardly any climbs further."""
-    return (_bfgs if density.dim <= DENSE else ascend)(density, z, scale, held)
+def climb(
+    density: Density, z: Tensor, scale: Tensor, held: Held | None = None
+) -> tuple[Tensor, Tensor]:
+    """Climb from every point at once, in units of the scale; where each came to, and whether it has settled there.
+
+    Those that lag behind are left where the others tell enough. Of n climbs that ended in w basins the next one is
+    expected to end in a new one with probability w (w + 1) / (n (n - 1)).
+
+    References: Boender and Rinnooy Kan, Bayesian stopping rules for multistart global optimization methods,
+    Mathematical Programming 37 (1987).
+    """
+    if density.dim <= DENSE:
+        return _bfgs(density, z, scale, held)
+    return ascend(density, z, scale, held), torch.ones(len(z), dtype=torch.bool)
+
+
+def _enough(
+    place: Tensor, height: Tensor, before: Tensor, inverse: Tensor, all_count: bool
+) -> bool:
+    """Whether the climbs that have settled tell where the basins are.
+
+    They do not while another comes near the highest and is not in the bowl of one that has settled.
+
+    Args:
+        place: of every climb, in units of the scale.
+        height: of every climb.
+        before: heights at the last look.
+        inverse: every climb's inverse Hessian.
+        all_count: whether hardly any may lag behind, because each may end in a basin of its own.
+    """
+    settled = height < before + SETTLED
+    if all_count or float((~settled).to(height.dtype).mean()) < LAGGING:
+        return float((~settled).to(height.dtype).mean()) < LAGGING
+    tops = height[settled].argsort(descending=True)
+    rows = torch.nonzero(settled)[tops, 0]
+    n = len(rows)
+    first = torch.cat([torch.ones(min(n, 1), dtype=torch.bool), height[rows].diff() < -2 * SETTLED])
+    basins = rows[first].tolist()
+    if n < 2 or len(basins) * (len(basins) + 1) / (n * (n - 1)) > UNSEEN:
+        return False
+    coming = ~settled & (2 * height - before > height.max() - NEGLIGIBLE)
+    for k in basins:
+        offset = place - place[k]
+        depth = 0.5 * (offset * torch.linalg.solve(inverse[k], offset.T).T).sum(1)
+        # In a bowl it is as deep as its distance tells, or a few times less.
+        coming &= depth > 4 * (height[k] - height).clamp(min=SETTLED)
+    return not coming.any()
 
 
 def _bfgs(
     density: Density, z: Tensor, scale: Tensor, held: Held | None = None, steps: int = 100
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """BFGS of every point at once, each with its own inverse Hessian and step."""
     n, dim = z.shape
     eye = torch.eye(dim, dtype=z.dtype)
@@ -124,7 +176,7 @@ def _bfgs(
     height, gradient = _sane(density, z, scale, held)
     alpha = torch.ones(n, dtype=z.dtype)
     fresh = torch.ones(n, dtype=torch.bool)
-    checked = height
+    checked, settled = height, torch.zeros(n, dtype=torch.bool)
     for step in range(1, steps + 1):
         direction = (inverse @ gradient[..., None]).squeeze(-1)
         rise = (direction * gradient).sum(1)
@@ -148,11 +200,12 @@ def _bfgs(
         stuck = alpha < 1e-4
         inverse = torch.where(stuck[:, None, None], eye, inverse)
         fresh, alpha = fresh | stuck, torch.where(stuck, 1.0, alpha)
-        if step % 10 == 0:
-            if float((height > checked + 0.1).to(z.dtype).mean()) < LAGGING:
+        if step % LOOK == 0:
+            settled = height < checked + SETTLED
+            if _enough(z / scale, height, checked, inverse, held is not None):
                 break
             checked = height
-    return z
+    return z, settled
 
 
 def _sane(density: Density, z: Tensor, scale: Tensor, held: Held | None) -> tuple[Tensor, Tensor]:

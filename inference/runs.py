@@ -6,6 +6,7 @@ The file is written atomically, is read by plain ArviZ, and never needs atomzoo 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -106,6 +107,7 @@ def to_tree(
     seed: int,
     seconds: float,
     predictive: int = 200,
+    lean: bool = False,
 ) -> xr.DataTree:
     """The run of a density's draws: every group of the schema, filled from the density itself.
 
@@ -118,12 +120,36 @@ def to_tree(
         seed: seed of the run.
         seconds: wall time of the runner.
         predictive: draws of the prior, the prior predictive and the posterior predictive.
+        lean: only the posterior, its statistics and the data.
     """
     chains, length, _ = draws.z.shape
     flat = draws.z.reshape(chains * length, density.dim)
     held = _draw_alternatives(density, flat, seed)
+    if lean:
+        values, more = density.constrain(flat, held) | held, {}
+    else:
+        values, more = _described(density, draws.z, flat, held)
+        more |= _predictions(density, values, chains, length, predictive, seed)
+    groups = {
+        "posterior": _dataset(density, values, chains),
+        "sample_stats": _stats(density, draws, flat),
+        **more,
+        **_networks(density),
+        "observed_data": density.view.data[density.observed],
+        "constant_data": _constants(density),
+    }
+    tree = xr.DataTree.from_dict(groups)
+    tree.attrs = _attrs(density, draws, runner, options, prior_name, seed, seconds)
+    return tree
+
+
+def _described(
+    density: Density, z: Tensor, flat: Tensor, held: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, xr.Dataset]]:
+    """Values of every draw, and the groups of likelihoods, prior densities and classes."""
+    chains, length, _ = z.shape
     keep = _evenly(length, max(1, POINTWISE_LIMIT // max(1, chains * _units(density))))
-    thin = draws.z[:, keep].flatten(0, 1)
+    thin = z[:, keep].flatten(0, 1)
     thin_held = {
         k: v.reshape(chains, length, *v.shape[1:])[:, keep].flatten(0, 1) for k, v in held.items()
     }
@@ -132,23 +158,15 @@ def to_tree(
     else:
         values, log_prior = density.constrain(flat, held), density.log_prior(flat, held)
         pointwise = density.pointwise(thin, thin_held)
-    values = values | held
-    groups = {
-        "posterior": _dataset(density, values, chains),
-        "sample_stats": _stats(density, draws, flat),
-        "log_likelihood": _pointwise(density, pointwise, chains, keep),
-        "log_prior": _dataset(density, log_prior, chains, scalar=True),
-        **_predictions(density, values, chains, length, predictive, seed),
-        **_classes(density, thin, thin_held),
-        **_networks(density),
-        "observed_data": density.view.data[density.observed],
-        "constant_data": _constants(density),
-    }
-    tree = xr.DataTree.from_dict(groups)
-    tree.attrs = _attrs(density, draws, runner, options, prior_name, seed, seconds)
+    likelihood = _pointwise(density, pointwise, chains, keep)
     if len(keep) < length:
-        tree["log_likelihood"].attrs["thinned"] = f"every {length // len(keep)} draws"
-    return tree
+        likelihood.attrs["thinned"] = f"every {length // len(keep)} draws"
+    groups = {
+        "log_likelihood": likelihood,
+        "log_prior": _dataset(density, log_prior, chains, scalar=True),
+        **_classes(density, thin, thin_held),
+    }
+    return values | held, groups
 
 
 def _units(density: Density) -> int:
@@ -358,6 +376,7 @@ def _plain(value: Any) -> Any:
     )
 
 
+@functools.cache
 def library_version(library: str) -> str:
     """Version of an installed library."""
     try:
