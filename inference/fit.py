@@ -113,7 +113,8 @@ def fit(
     started = time.perf_counter()
     with one_thread():
         draws = run(density, seed=seed, progress=progress, checkpoint=checkpoint, **options)
-        if draws.log_evidence is None and density.networks is None and not lean:
+        known = draws.log_evidence is not None or "evidence_problem" in draws.attrs
+        if not known and density.networks is None and not lean:
             draws = with_evidence(density, draws, seed)
         return to_tree(
             density,
