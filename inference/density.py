@@ -40,6 +40,14 @@ Traced = Callable[..., tuple[Tensor, ...]]
 BATCH, VALUES = 64, 256
 # Numbers that draws may make of the data in one stroke, a few of which fit into a processor's cache.
 AT_ONCE = 1_000_000
+# What torch says of a function that takes one point only.
+ONE_AT_A_TIME = (
+    "data-dependent control flow",
+    "vmap: ",
+    "functorch transforms",
+    "Cannot access data pointer",
+    "escaped from inside a function being vmapped",
+)
 # Traces kept for the next data of the same shapes, the least used forgotten first.
 MOST_TRACES = 32
 
@@ -320,11 +328,12 @@ class Density:
         try:
             self.log_prob(torch.zeros(2, self.dim, dtype=torch.float64))
         except RuntimeError as error:
-            if "data-dependent control flow" not in str(error):
+            if not any(words in str(error) for words in ONE_AT_A_TIME):
                 raise
             raise ModelError(
-                f"{self.model.name} branches on the value of a latent, or turns one into a number; "
-                "use torch.where and tensor operations instead"
+                f"{self.model.name} branches on the value of a latent, turns one into a number, "
+                "draws at random by itself, or does something else that cannot be done for many values at once "
+                f"({str(error).partition('. ')[0]}); use torch.where and tensor operations instead"
             ) from None
 
     def _add_site(self, name: str, node: Any, fn: Any, frames: Any) -> None:
@@ -481,18 +490,18 @@ class Density:
                 _TRACES.move_to_end(key)
                 traced = _bind(_TRACES[key], inputs)
                 if _agree(traced, eager, example, fixed):
-                    self.path = "traced"
+                    self._took("traced")
                     return traced
             graph = trace(eager, (example, *fixed, *inputs))
             traced = _bind(graph, inputs)
             agree = _agree(traced, eager, example, fixed)
         except (RuntimeError, TypeError, ValueError, AttributeError, ImportError) as error:
-            self.path = f"eager: {str(error).splitlines()[0][:200]}"
+            self._took(f"eager: {str(error).splitlines()[0][:200]}")
             return eager
         if not agree:
-            self.path = "eager: the trace does not agree, the model branches on values"
+            self._took("eager: the trace does not agree, the model branches on values")
             return eager
-        self.path = "traced"
+        self._took("traced")
         _TRACES[key] = graph
         while len(_TRACES) > MOST_TRACES:
             _TRACES.popitem(last=False)
@@ -502,6 +511,11 @@ class Density:
         """The value at a batch of points, straight from the story."""
         with pyro.validation_enabled(False), self._reading(inputs), torch.no_grad():
             return (vmap(self._total)(z),)
+
+    def _took(self, path: str) -> None:
+        """Note how a trace went; that one failed is told, whatever others did."""
+        if not self.path.startswith("eager: "):
+            self.path = path
 
     def _eager(self, sites: list[Site]) -> Traced:
         """Gradient and value at a batch of points, straight from the story.

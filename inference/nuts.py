@@ -96,7 +96,7 @@ def run(
     stats["diverging"] = stats["diverging"].astype(bool)
     for name in ("tree_depth", "n_steps"):
         stats[name] = stats[name].astype(int)
-    return Draws(torch.as_tensor(store.z), stats)
+    return Draws(torch.as_tensor(store.z), stats, attrs={"density_path": density.path})
 
 
 def _run_chain(
