@@ -7,6 +7,7 @@ as a standard normal there. The families do not change by that, but one rate of 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +28,19 @@ class Guide(nn.Module):
         center: origin of the round coordinates (dim,).
         factor: their axes, lower triangular (dim, dim).
         noise: standard normal numbers that a draw is made of.
+
+    Args:
+        center: of a normal approximation to begin with (dim,).
+        factor: Cholesky factor of its covariance (dim, dim).
+        rank: of a low-rank guide, 0 for its own choice; others have none.
     """
+
+    center: Tensor
+    factor: Tensor
 
     rate = 0.03
 
-    def __init__(self, center: Tensor, factor: Tensor) -> None:
+    def __init__(self, center: Tensor, factor: Tensor, rank: int = 0) -> None:
         super().__init__()
         self.register_buffer("center", center)
         self.register_buffer("factor", factor)
@@ -142,6 +151,9 @@ class Autoregressive(nn.Module):
     The network's weights are masked so that it reads no others. It ends in zeros, so that it begins as the identity.
     """
 
+    reads: Tensor
+    read: Tensor
+
     def __init__(self, order: Tensor, hidden: int, generator: torch.Generator) -> None:
         super().__init__()
         dim = len(order)
@@ -194,7 +206,7 @@ class Flow(Guide):
         order = torch.arange(len(center))
         generator = torch.Generator().manual_seed(0)
         hidden = max(64, 2 * len(center))
-        self.layers = nn.ModuleList(
+        self.layers: Any = nn.ModuleList(
             Autoregressive(order.flip(0) if i % 2 else order, hidden, generator)
             for i in range(LAYERS)
         )

@@ -15,6 +15,9 @@ from .resampling import systematic
 
 __all__ = ["chosen", "mean_weight", "smoothed"]
 
+# Log weights that differ by less have no tail but rounding.
+ALIKE = 1e-4
+
 
 def mean_weight(log_weights: Tensor) -> tuple[float, float]:
     """Log of the mean weight, which is the evidence, and its standard error by the delta method."""
@@ -29,7 +32,7 @@ def smoothed(log_weights: Tensor) -> tuple[Tensor, float]:
     """Pareto-smoothed log weights and the shape k of their tail, minus infinity where all weights are alike."""
     from arviz_stats.base import array_stats
 
-    if log_weights.max() == log_weights.min():
+    if log_weights.max() - log_weights.min() < ALIKE:
         return torch.zeros_like(log_weights), -math.inf
     # ArviZ takes log likelihoods, whose importance ratios are their inverses.
     smooth, k = array_stats.psislw(-log_weights.numpy())

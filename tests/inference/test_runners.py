@@ -134,7 +134,7 @@ def test_unknown_runners_and_options_are_refused_with_what_there_is():
     with pytest.raises(RunError, match="draws"):
         fit(toys.toy_normal, toys.some_numbers(), runner="laplace", steps=3)
     with pytest.raises(RunError, match="guide"):
-        fit(toys.toy_normal, toys.some_numbers(), runner="svi")
+        fit(toys.toy_normal, toys.some_numbers(), runner="svi", guide="magic")
     assert set(RUNNERS) == {"laplace", "ensemble", "nuts", "smc", "exact", "svi"}
 
 
