@@ -154,7 +154,7 @@ def parse(text: str, data: Mapping[str, Any]) -> Any:
         return _evaluate(tree, data)
     except ModelError as error:
         raise ModelError(f"cannot read the prior {text!r}: {error}") from None
-    except (SyntaxError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
+    except (SyntaxError, ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"cannot read the prior {text!r}: {reason}") from None
 
@@ -168,7 +168,7 @@ def _evaluate(node: ast.expr, data: Mapping[str, Any]) -> Any:
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             return _OPERATORS[type(op)](_evaluate(left, data), _evaluate(right, data))
         case ast.List(elts=items) | ast.Tuple(elts=items):
-            return torch.tensor([_evaluate(item, data) for item in items], dtype=torch.float64)
+            return _stacked([_evaluate(item, data) for item in items])
         case ast.Attribute(value=ast.Name(id=name), attr=attribute) if name in data:
             return _statistic(data[name], name, attribute)
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
@@ -215,6 +215,11 @@ def _reshape(inner: Any, method: str, args: list[Any]) -> Any:
     return inner.expand(torch.Size(int(n) for n in torch.atleast_1d(torch.as_tensor(args[0]))))
 
 
+def _stacked(rows: list[Any]) -> torch.Tensor:
+    """A list of numbers, or of lists of the same length."""
+    return torch.stack([_tensor(row) for row in rows]) if rows else _tensor(rows)
+
+
 def _tensor(value: Any) -> torch.Tensor:
     return torch.as_tensor(value, dtype=torch.float64)
 
@@ -248,10 +253,12 @@ def describe(entry: Entry) -> str:
 
 
 def _given(entry: dist.Distribution) -> set[str]:
-    """Arguments that a distribution was built from; of probs and logits only one is."""
+    """Arguments that a distribution can be built from; of those that say the same, one."""
     names = set(entry.arg_constraints) | {name for name in _WHOLE if name in entry.__dict__}
     if {"probs", "logits"} <= names:
         names -= {"logits"} if "probs" in entry.__dict__ else {"probs"}
+    if "covariance_matrix" in names:
+        names -= {"precision_matrix", "scale_tril"}
     return names
 
 

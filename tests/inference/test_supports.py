@@ -16,7 +16,7 @@ from atomzoo.inference.exact import run as exact
 from atomzoo.inference.fit import make_density
 from atomzoo.inference.supports import bijection
 from atomzoo.models.model import model, observe, sample
-from atomzoo.models.priors import ModelError
+from atomzoo.models.priors import ModelError, describe, parse
 
 
 def real(*values):
@@ -211,6 +211,15 @@ def test_the_density_on_a_support_is_pyros_and_its_gradient_its_slope(story, nam
         )
         back = density.unconstrain({k: x[0] for k, x in density.constrain(point[None]).items()})
         torch.testing.assert_close(back, point, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["multivariate", "single_multivariate", "covariance", "low_rank"])
+def test_a_prior_with_a_covariance_is_written_out_as_it_is_read(name):
+    prior = PRIORS[name]
+    again = parse(describe(prior), {})
+    drawn = prior.sample().double()
+    torch.testing.assert_close(again.log_prob(drawn), prior.log_prob(drawn), check_dtype=False)
+    assert again.log_prob(drawn).dtype == torch.float64
 
 
 @model(kind="table", priors={"any": {"angle": "VonMises(3, 2)"}}, design=toys.some_numbers)
