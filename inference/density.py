@@ -7,9 +7,10 @@ data element by element, those outside as alternatives for the whole dataset. No
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -255,7 +256,7 @@ class Density:
         self.unit = model.unit if set(model.unit) <= set(self.view.sizes) else self._unit_here()
         self.mask = None if mask is None else torch.as_tensor(mask, device=device)
         self.path = "eager"
-        self._traces: dict[tuple[int, bool, bool], Traced] = {}
+        self._traces: dict[tuple[str, int, bool], Traced] = {}
         self.networks: torch.nn.Module | None = None
         if model.amortised:
             self.networks = model.networks(self.view, prior, seed)
@@ -360,18 +361,19 @@ class Density:
         return [site for site in self.discrete if site.local]
 
     def split(self, z: Tensor) -> Values:
-        """The flat vector as unconstrained values by name."""
-        parts: Values = {}
-        start = 0
-        for site in self.sites:
-            parts[site.name] = z[start : start + site.numel].reshape(site.free_shape)
-            start += site.numel
-        return parts
+        """The flat vector, or a batch of them, as unconstrained values by name."""
+        parts = z.split([site.numel for site in self.sites], -1)
+        shapes = [z.shape[:-1] + site.free_shape for site in self.sites]
+        return {
+            site.name: part.reshape(shape)
+            for site, part, shape in zip(self.sites, parts, shapes, strict=True)
+        }
 
     def _run(
-        self, z: Tensor, held: Mapping[str, Tensor], masked: bool = True
+        self, z: Tensor | Values, held: Mapping[str, Tensor], masked: bool = True
     ) -> tuple[Any, _Latents]:
-        latents = _Latents(self.split(z), held, -1 - self.deepest)
+        free = self.split(z) if isinstance(z, Tensor) else z
+        latents = _Latents(free, held, -1 - self.deepest)
         with pyro.poutine.trace() as tracer, latents, self.handlers(masked=masked):
             self.story()
         return tracer.trace, latents
@@ -383,10 +385,10 @@ class Density:
         trace, latents = self._run(z, held or {}, masked)
         return self._factors_in(trace), latents
 
-    def _factors_in(self, trace: Any) -> list[Factor]:
+    def _factors_in(self, trace: Any, skipped: Collection[str] = ()) -> list[Factor]:
         found = []
         for name, node in sampled(trace):
-            if node["infer"].get("_deterministic"):
+            if node["infer"].get("_deterministic") or name in skipped:
                 continue
             with safe_log_under_vmap():
                 term = node["fn"].log_prob(node["value"])
@@ -406,10 +408,26 @@ class Density:
                 term = term.sum(axis, keepdim=True)
         return term, plates
 
-    def _total(self, z: Tensor, held: Mapping[str, Tensor] | None = None) -> Tensor:
-        factors, latents = self.factors(z, held)
-        total = sum_product(factors, latents.plates_of_axis, self.plate_sizes)
-        return total.reshape(()) + sum(latents.jacobian, torch.zeros((), dtype=torch.float64))
+    def _total(self, z: Tensor | Values, held: Mapping[str, Tensor] | None = None) -> Tensor:
+        trace, latents = self._run(z, held or {})
+        total = sum(latents.jacobian, torch.zeros((), dtype=torch.float64))
+        quick = {} if self.discrete else self._quick_sums(trace)
+        factors = self._factors_in(trace, skipped=set(quick))
+        if factors:
+            rest = sum_product(factors, latents.plates_of_axis, self.plate_sizes)
+            total = total + rest.reshape(())
+        return sum(quick.values(), total)
+
+    def _quick_sums(self, trace: Any) -> Values:
+        """Log likelihoods of data with normal noise that is the same everywhere, by their sums of squares."""
+        found = {}
+        for name in self.observed:
+            node = trace.nodes[name]
+            if not isinstance(node["scale"], Tensor) and node["scale"] == 1.0:
+                term = _normal_sum(node["fn"], node["value"], node["mask"])
+                if term is not None:
+                    found[name] = term
+        return found
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density at one flat vector or at each of a batch of them."""
@@ -426,12 +444,13 @@ class Density:
             held: a value of every alternative for each vector; by default they are summed out.
         """
         fixed = [held[site.name] for site in self.alternatives] if held else []
-        gradient, value = self._in_batches(self._traced(BATCH, bool(held)), BATCH, z, *fixed)
+        traced = self._traced(BATCH, "gradient", bool(held))
+        gradient, value = self._in_batches(traced, BATCH, z, *fixed)
         return value, gradient
 
     def values(self, z: Tensor) -> Tensor:
         """Log density (n,) at a batch of flat vectors; not a number is as little as can be."""
-        (value,) = self._in_batches(self._traced(VALUES, gradient=False), VALUES, z)
+        (value,) = self._in_batches(self._traced(VALUES, "value"), VALUES, z)
         return torch.nan_to_num(value, nan=-torch.inf, posinf=-torch.inf)
 
     @staticmethod
@@ -470,42 +489,42 @@ class Density:
         rows: Tensor = (gradient[: self.dim] - gradient[self.dim :]) / (2 * width[:, None])
         return 0.5 * (rows + rows.T)
 
-    def _traced(self, n: int, is_held: bool = False, gradient: bool = True) -> Traced:
-        """Gradient and value at n points, or the value: traced to plain operations, eager where that fails."""
-        key = n, is_held, gradient
+    def _traced(self, n: int, what: str = "gradient", is_held: bool = False) -> Traced:
+        """Gradient and value, the value, or the latents' values, of n points: plain operations where that works."""
+        key = what, n, is_held
         if key not in self._traces:
             self._traces[key] = self._trace_or_not(*key)
         return self._traces[key]
 
-    def _trace_or_not(self, n: int, is_held: bool, gradient: bool) -> Traced:
-        """The trace of an earlier density of the same shapes where it serves, else one of our own."""
+    def _trace_or_not(self, what: str, n: int, is_held: bool) -> Traced:
+        """The trace of an earlier density of the same shapes where it serves, else one of our own, else the story."""
         sites = self.alternatives if is_held else []
         example = torch.zeros(n, self.dim, dtype=torch.float64)
         fixed = [torch.zeros(n, *site.shape, dtype=torch.int64) for site in sites]
-        eager = self._eager(sites) if gradient else self._eager_value
+        told = {"value": self._eager_value, "constrained": self._eager_constrained}
+        eager = told[what] if what in told else self._eager(sites)
+        path = "traced"
         try:
             inputs = self._inputs()
-            key = (self._shape_key(), n, is_held, gradient)
-            if key in _TRACES:
+            key = (self._shape_key(), what, n, is_held)
+            known = _TRACES.get(key)
+            if known is not None and _agree(_bind(known, inputs), eager, example, fixed):
                 _TRACES.move_to_end(key)
-                traced = _bind(_TRACES[key], inputs)
-                if _agree(traced, eager, example, fixed):
-                    self._took("traced")
-                    return traced
-            graph = trace(eager, (example, *fixed, *inputs))
-            traced = _bind(graph, inputs)
-            agree = _agree(traced, eager, example, fixed)
+                graph = known
+            else:
+                graph = trace(eager, (example, *fixed, *inputs))
+                if not _agree(_bind(graph, inputs), eager, example, fixed):
+                    path = "eager: the trace does not agree, the model branches on values"
         except (RuntimeError, TypeError, ValueError, AttributeError, ImportError) as error:
-            self._took(f"eager: {str(error).splitlines()[0][:200]}")
+            path = f"eager: {str(error).splitlines()[0][:200]}"
+        if what != "constrained":
+            self.path = path
+        if path != "traced":
             return eager
-        if not agree:
-            self._took("eager: the trace does not agree, the model branches on values")
-            return eager
-        self._took("traced")
         _TRACES[key] = graph
         while len(_TRACES) > MOST_TRACES:
             _TRACES.popitem(last=False)
-        return traced
+        return _bind(graph, inputs)
 
     def _eager_value(self, z: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The value at a batch of points, straight from the story."""
@@ -517,6 +536,16 @@ class Density:
         if not self.path.startswith("eager: "):
             self.path = path
 
+    def _eager_constrained(self, z: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Latents and derived quantities at a batch of points, in the order of `_names`."""
+
+        def one(point: Tensor) -> tuple[Tensor, ...]:
+            values = self._values_in(self._run(point, {})[0], {})
+            return tuple(values[name] for name in self._names({}))
+
+        with pyro.validation_enabled(False), self._reading(inputs), torch.no_grad():
+            return vmap(one)(z)
+
     def _eager(self, sites: list[Site]) -> Traced:
         """Gradient and value at a batch of points, straight from the story.
 
@@ -527,14 +556,16 @@ class Density:
         def checked(z: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
             fixed, inputs = rest[: len(names)], rest[len(names) :]
 
-            def total(point: Tensor, *values: Tensor) -> Tensor:
-                return self._total(point, dict(zip(names, values, strict=True)))
+            def total(free: Values, *values: Tensor) -> Tensor:
+                return self._total(free, dict(zip(names, values, strict=True)))
 
             with pyro.validation_enabled(False), self._reading(inputs), torch.enable_grad():
-                points = z.detach().requires_grad_()
-                value = vmap(total)(points, *fixed)
+                free = {name: part.detach() for name, part in self.split(z).items()}
+                leaves = [part.requires_grad_() for part in free.values()]
+                value = vmap(total)(free, *fixed)
                 # Rows do not know of one another: the gradient of their sum is that of each.
-                (gradient,) = torch.autograd.grad(value.sum(), points)
+                slopes = torch.autograd.grad(value.sum(), leaves, materialize_grads=True)
+            gradient = torch.cat([slope.reshape(len(z), -1) for slope in slopes], 1)
             return gradient, value.detach()
 
         return checked
@@ -602,8 +633,10 @@ class Density:
             torch.manual_seed(seed)
             with pyro.poutine.trace() as tracer, self.handlers():
                 self.story()
-            fns = {name: node["fn"] for name, node in sampled(tracer.trace) if name in names}
-            given = {
+            fns: dict[str, Any] = {
+                name: node["fn"] for name, node in sampled(tracer.trace) if name in names
+            }
+            given: Values = {
                 name: fn.sample((n,)) for name, fn in fns.items() if fn is self.prior.get(name)
             }
             given[""] = torch.zeros(n)  # for a story whose prior gives nothing
@@ -671,19 +704,24 @@ class Density:
 
     def constrain(self, z: Tensor, held: Mapping[str, Tensor] | None = None) -> Values:
         """Latents and derived quantities by name, with a leading axis over the batch of flat vectors."""
+        if not held and self.networks is None:
+            found = self._in_batches(self._traced(VALUES, "constrained"), VALUES, z)
+            return dict(zip(self._names({}), found, strict=True))
 
         def one(point: Tensor, fixed: Values) -> Values:
             trace, _ = self._run(point, fixed)
             return self._values_in(trace, fixed)
 
-        found: Values = self._over_draws(one, z, held)
-        return found
+        values: Values = self._over_draws(one, z, held)
+        return values
+
+    def _names(self, fixed: Collection[str]) -> list[str]:
+        """Latents, and what derives from them where everything it needs is known."""
+        names = [site.name for site in self.sites]
+        return names if self.discrete and not fixed else names + self.derived
 
     def _values_in(self, trace: Any, fixed: Values) -> Values:
-        names = [site.name for site in self.sites]
-        if not self.discrete or fixed:
-            names += self.derived
-        return {name: trace.nodes[name]["value"] for name in names}
+        return {name: trace.nodes[name]["value"] for name in self._names(fixed)}
 
     def log_prior(self, z: Tensor, held: Mapping[str, Tensor] | None = None) -> Values:
         """Log prior density of every latent in its own space, summed over its elements."""
@@ -845,6 +883,26 @@ def _free_value(name: str, fn: Any, value: Tensor) -> Tensor:
             f"the latent {name!r} ({type(fn).__name__}) has no support that real numbers can be mapped to"
         )
     return free
+
+
+def _normal_sum(fn: Any, value: Tensor, mask: Tensor | None) -> Tensor | None:
+    """Sum of a normal log density over all elements, where they share one scale: a fifth of the operations."""
+    if isinstance(fn, torch.distributions.Independent) and mask is None:
+        return _normal_sum(fn.base_dist, value, mask)
+    if type(fn) not in (torch.distributions.Normal, dist.Normal) or not isinstance(
+        fn.scale, Tensor
+    ):
+        return None
+    if any(n > 1 and step for n, step in zip(fn.scale.shape, fn.scale.stride(), strict=True)):
+        return None
+    scale = fn.scale[(0,) * fn.scale.dim()]
+    rest = value - fn.loc
+    count: Tensor | float = float(rest.numel())
+    if mask is not None:
+        rest = torch.where(mask, rest, torch.zeros((), dtype=rest.dtype))
+        count = mask.expand(rest.shape).sum()
+    logs = torch.log(scale) + 0.5 * math.log(2 * math.pi)
+    return -0.5 * rest.square().sum() / scale.square() - count * logs
 
 
 def _padded(values: Tensor, size: int) -> Tensor:

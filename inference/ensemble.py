@@ -21,6 +21,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ JITTER = 0.5
 # Draws between two looks at the effective sample size: no fewer, and at first no more.
 LEAST_BLOCK, FIRST_BLOCK = 8, 64
 # Acceptance of jumps from which a trajectory comes only before every so many draws.
-JUMPY = ((0.5, 4), (0.25, 2))
+JUMPY = ((0.5, 8), (0.25, 2))
 # Leapfrog steps allowed in the first window of warm-up; twice as many in each that follows.
 FIRST_STEPS = 16
 # Weights that must be flattened further than to this power tell nothing about where the posterior is.
@@ -200,7 +201,7 @@ def run(
 
     keep()
     kept = time.monotonic()
-    reached = 0.0
+    reached = float(np.min(bulk_ess(record.all()["z"].numpy()))) if len(record) else 0.0
     while len(record) < most:
         block = _block_size(len(record), reached, ess, chains)
         rows: list[dict[str, Tensor]] = []
@@ -232,12 +233,12 @@ def run(
 
 
 def _block_size(done: int, reached: float, ess: int, chains: int) -> int:
-    """How many draws to go on with: what seems to be lacking, but no more than there are."""
+    """How many draws to go on with: what seems to be lacking, but not many times what there is."""
     if not done:
         return max(LEAST_BLOCK, min(FIRST_BLOCK, math.ceil(ess / chains)))
     rate = reached / done if reached > 0 else 0.0
     lacking = math.ceil(1.05 * (ess - reached) / rate) if rate > 0 else done
-    return max(LEAST_BLOCK, min(lacking, done))
+    return max(LEAST_BLOCK, min(lacking, 3 * done))
 
 
 @dataclass(frozen=True)
@@ -376,7 +377,8 @@ def _draws(
 ) -> Iterator[dict[str, Tensor]]:
     """So many draws of every chain, with what is known of each; all jumps of a block are worked out at once."""
     chains, dim = state.z.shape
-    jump, kind = kernel.jump, {"dtype": state.z.dtype, "generator": generator}
+    jump = kernel.jump
+    kind: dict[str, Any] = {"dtype": state.z.dtype, "generator": generator}
     if jump is not None:
         flat = jump.sample(n * chains, generator)
         places = flat.reshape(n, chains, dim)

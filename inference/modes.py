@@ -22,8 +22,8 @@ SPREAD_DRAWS = 32
 LONGEST = 2.0
 # Up to here every climb keeps an inverse Hessian of its own.
 DENSE = 50
-# How many times as far from the middle of the prior as its draws are every other climb starts.
-WIDER = 2.5
+# Of the climbs' starts: how many times as far from the prior's middle as its draws; and draws to choose from.
+WIDER, CANDIDATES = 2.5, 512
 # Steps between two looks at the climbs, and the rise in between below which one has settled.
 LOOK, SETTLED = 5, 0.05
 # Share of the climbs that are not waited for; and share of all starts that lead to basins not seen yet, by what is
@@ -83,11 +83,9 @@ def _modes_of_alternatives(density: Density, choices: list[Held], seed: int) -> 
 
 
 def _modes(density: Density, starts: int, seed: int) -> list[Mode]:
-    first = density.initial(max(starts, SPREAD_DRAWS), seed)
-    scale = spread(first)
-    # Every other one from further out: a basin may lie where the prior hardly goes.
-    first[1::2] += (WIDER - 1) * (first[1::2] - first.median(0).values)
-    z, settled = climb(density, first[:starts], scale)
+    drawn = density.initial(max(starts, SPREAD_DRAWS), seed)
+    scale = spread(drawn)
+    z, settled = climb(density, _starts(density, drawn, starts, seed), scale)
     height, _ = density.gradient(z)
     height = torch.nan_to_num(height, nan=-torch.inf)
     height = torch.where(settled, height, -torch.inf) if settled.any() else height
@@ -108,6 +106,20 @@ def _modes(density: Density, starts: int, seed: int) -> list[Mode]:
     if not found:
         raise RunError("no mode with a finite density was found; check the prior")
     return found
+
+
+def _starts(density: Density, drawn: Tensor, starts: int, seed: int) -> Tensor:
+    """Where to climb from: half of them from further out than the prior, half from where the posterior seems to be."""
+    half = starts // 2
+    middle = drawn.median(0).values
+    # A basin may lie where the prior hardly goes.
+    wide = middle + WIDER * (drawn[: starts - half] - middle)
+    more = density.initial(CANDIDATES, seed + 1)
+    height = density.values(more)
+    order = height.argsort(descending=True)
+    # One in each stretch of the order, most of them high up: what a tempered posterior would choose, and all apart.
+    places = torch.linspace(0, 1, half, dtype=torch.float64).square() * 0.5 * (CANDIDATES - 1)
+    return torch.cat([more[order[places.long()]], wide])
 
 
 def spread(points: Tensor) -> Tensor:
@@ -138,7 +150,8 @@ def _enough(
 ) -> bool:
     """Whether the climbs that have settled tell where the basins are.
 
-    They do not while another comes near the highest and is not in the bowl of one that has settled.
+    Of basins those count that reach near the highest. It is not enough while another climb comes near it that is not
+    in the bowl of one that has settled.
 
     Args:
         place: of every climb, in units of the scale.
@@ -154,7 +167,7 @@ def _enough(
     rows = torch.nonzero(settled)[tops, 0]
     n = len(rows)
     first = torch.cat([torch.ones(min(n, 1), dtype=torch.bool), height[rows].diff() < -2 * SETTLED])
-    basins = rows[first].tolist()
+    basins = rows[first & (height[rows] > height.max() - NEGLIGIBLE)].tolist()
     if n < 2 or len(basins) * (len(basins) + 1) / (n * (n - 1)) > UNSEEN:
         return False
     coming = ~settled & (2 * height - before > height.max() - NEGLIGIBLE)

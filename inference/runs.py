@@ -125,8 +125,9 @@ def to_tree(
     chains, length, _ = draws.z.shape
     flat = draws.z.reshape(chains * length, density.dim)
     held = _draw_alternatives(density, flat, seed)
+    more: dict[str, xr.Dataset] = {}
     if lean:
-        values, more = density.constrain(flat, held) | held, {}
+        values = density.constrain(flat, held) | held
     else:
         values, more = _described(density, draws.z, flat, held)
         more |= _predictions(density, values, chains, length, predictive, seed)

@@ -146,22 +146,30 @@ def trace(function: Callable[..., Tensors], examples: Tensors) -> Graph:
 def _simplified(
     tape: _Tape, given: int, ends: list[int]
 ) -> tuple[list[_Step], list[int], list[int]]:
-    """The steps that the results need, none of them twice; and the constants that those need."""
+    """The steps that the results need, none of them twice or for nothing; and the constants that those need."""
     changing = any(step.function._schema.is_mutable for step in tape.steps)
     if changing:
         return tape.steps, tape.constants, ends
     moving = set(range(given))
     same: dict[int, int] = {}
     first: dict[Any, list[int]] = {}
+    shaped: dict[int, int] = {}
     kept = []
     for step in tape.steps:
         step.arguments = [
             _Place(same.get(a.index, a.index)) if isinstance(a, _Place) else a
             for a in step.arguments
         ]
-        if not any(isinstance(a, _Place) and a.index in moving for a in step.arguments):
+        if step.function in FILLED or not any(
+            isinstance(a, _Place) and a.index in moving for a in step.arguments
+        ):
             continue  # it gives the same whatever is given: a constant
         moving.update(step.made)
+        step = _reshaped(tape, step, shaped)
+        known = _unchanged(tape, step, moving)
+        if known is not None:
+            same[step.made[0]] = known
+            continue
         key = _key(step)
         if key in first:
             same.update(zip(step.made, first[key], strict=True))
@@ -175,6 +183,74 @@ def _simplified(
             useful.append(step)
             needed.update(a.index for a in step.arguments if isinstance(a, _Place))
     return useful[::-1], sorted(i for i in needed if i not in moving), ends
+
+
+_aten = torch.ops.aten
+# What is made of a shape alone.
+FILLED = {
+    _aten.full_like.default,
+    _aten.zeros_like.default,
+    _aten.ones_like.default,
+    _aten.new_zeros.default,
+    _aten.new_ones.default,
+    _aten.new_full.default,
+}
+SHAPING = {_aten.view.default, _aten.unsqueeze.default, _aten.squeeze.dim, _aten.reshape.default}
+COPYING = {_aten.detach.default, _aten.alias.default, _aten.expand.default, _aten.reshape.default}
+TIMES = {_aten.mul.Tensor, _aten.mul.Scalar, _aten.div.Tensor, _aten.pow.Tensor_Scalar}
+PLUS = {_aten.add.Tensor, _aten.sub.Tensor}
+
+
+def _reshaped(tape: _Tape, step: _Step, shaped: dict[int, int]) -> _Step:
+    """A step that only shapes, as one from where a chain of such steps began; sums over single numbers are such."""
+    source = step.arguments[0] if step.arguments else None
+    if not isinstance(source, _Place) or len(step.made) != 1:
+        return step
+    before, after = tape.tensors[source.index], tape.tensors[step.made[0]]
+    sums_nothing = step.function is _aten.sum.dim_IntList and before.numel() == after.numel()
+    if not (step.function in SHAPING or sums_nothing) or before.dtype != after.dtype:
+        return step
+    root = shaped.get(source.index, source.index)
+    shaped[step.made[0]] = root
+    arguments, layout = tree_flatten(((_Place(root), list(after.shape)), {}))
+    return _Step(_aten.reshape.default, arguments, layout, step.made)
+
+
+def _unchanged(tape: _Tape, step: _Step, moving: set[int]) -> int | None:
+    """The place of what a step gives back as it was, if it does."""
+    places = [a.index for a in step.arguments if isinstance(a, _Place)]
+    if len(step.made) != 1 or not places:
+        return None
+    result = tape.tensors[step.made[0]]
+
+    def alike(place: int) -> bool:
+        tensor = tape.tensors[place]
+        return tensor.shape == result.shape and tensor.dtype == result.dtype
+
+    if step.function in COPYING:
+        return places[0] if alike(places[0]) else None
+    if step.function not in TIMES | PLUS or not alike(places[0]):
+        # Nothing plus something comes the other way round too.
+        swapped = step.function is _aten.add.Tensor and len(places) == 2 and alike(places[1])
+        return places[1] if swapped and _is(tape, places[0], moving, 0.0) else None
+    neutral = 1.0 if step.function in TIMES else 0.0
+    if len(places) == 2:
+        if _is(tape, places[1], moving, neutral):
+            return places[0]
+        if step.function in (_aten.mul.Tensor, _aten.add.Tensor) and alike(places[1]):
+            return places[1] if _is(tape, places[0], moving, neutral) else None
+        return None
+    other = step.arguments[1] if isinstance(step.arguments[0], _Place) else None
+    plain = isinstance(other, int | float) and not isinstance(other, bool)
+    return places[0] if plain and other == neutral else None
+
+
+def _is(tape: _Tape, place: int, moving: set[int], number: float) -> bool:
+    """Whether a place holds one known number everywhere."""
+    if place in moving:
+        return False
+    tensor = tape.tensors[place]
+    return tensor.numel() > 0 and tensor.is_floating_point() and bool((tensor == number).all())
 
 
 def _key(step: _Step) -> Any:

@@ -441,7 +441,7 @@ class Model:
                 with pyro.poutine.trace() as trace, Data(view, generate=True), torch.no_grad():
                     pyro.poutine.condition(story, data=held)()
             except (ValueError, RuntimeError) as error:
-                if not held or isinstance(error, ModelError):
+                if not held:
                     raise
                 reason = str(error).partition("\n")[0]
                 raise ModelError(
