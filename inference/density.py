@@ -32,7 +32,7 @@ from .safelog import safe_log_under_vmap
 from .supports import bijection
 from .tracing import Graph, trace
 
-__all__ = ["Density", "Factor", "Site", "sum_product"]
+__all__ = ["Density", "Factor", "Site", "Traced", "Values", "agree", "sum_product"]
 
 Values = dict[str, Tensor]
 Traced = Callable[..., tuple[Tensor, ...]]
@@ -408,7 +408,8 @@ class Density:
                 term = term.sum(axis, keepdim=True)
         return term, plates
 
-    def _total(self, z: Tensor | Values, held: Mapping[str, Tensor] | None = None) -> Tensor:
+    def total(self, z: Tensor | Values, held: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Log density at one flat vector, or at its unconstrained values by name."""
         trace, latents = self._run(z, held or {})
         total = sum(latents.jacobian, torch.zeros((), dtype=torch.float64))
         quick = {} if self.discrete else self._quick_sums(trace)
@@ -432,7 +433,7 @@ class Density:
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density at one flat vector or at each of a batch of them."""
         with pyro.validation_enabled(False):
-            return self._total(z) if z.dim() == 1 else vmap(self._total)(z)
+            return self.total(z) if z.dim() == 1 else vmap(self.total)(z)
 
     def gradient(
         self, z: Tensor, held: Mapping[str, Tensor] | None = None
@@ -508,12 +509,12 @@ class Density:
             inputs = self._inputs()
             key = (self._shape_key(), what, n, is_held)
             known = _TRACES.get(key)
-            if known is not None and _agree(_bind(known, inputs), eager, example, fixed):
+            if known is not None and agree(_bind(known, inputs), eager, example, fixed):
                 _TRACES.move_to_end(key)
                 graph = known
             else:
                 graph = trace(eager, (example, *fixed, *inputs))
-                if not _agree(_bind(graph, inputs), eager, example, fixed):
+                if not agree(_bind(graph, inputs), eager, example, fixed):
                     path = "eager: the trace does not agree, the model branches on values"
         except (RuntimeError, TypeError, ValueError, AttributeError, ImportError) as error:
             path = f"eager: {str(error).splitlines()[0][:200]}"
@@ -528,8 +529,8 @@ class Density:
 
     def _eager_value(self, z: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The value at a batch of points, straight from the story."""
-        with pyro.validation_enabled(False), self._reading(inputs), torch.no_grad():
-            return (vmap(self._total)(z),)
+        with pyro.validation_enabled(False), self.reading(inputs), torch.no_grad():
+            return (vmap(self.total)(z),)
 
     def _took(self, path: str) -> None:
         """Note how a trace went; that one failed is told, whatever others did."""
@@ -537,14 +538,17 @@ class Density:
             self.path = path
 
     def _eager_constrained(self, z: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Latents and derived quantities at a batch of points, in the order of `_names`."""
+        with pyro.validation_enabled(False), self.reading(inputs), torch.no_grad():
+            return vmap(self.told)(z)
 
-        def one(point: Tensor) -> tuple[Tensor, ...]:
-            values = self._values_in(self._run(point, {})[0], {})
-            return tuple(values[name] for name in self._names({}))
+    def told(self, z: Tensor) -> tuple[Tensor, ...]:
+        """Latents and derived quantities at one flat vector, in the order of `names`."""
+        return tuple(self._values_in(self._run(z, {})[0], {}).values())
 
-        with pyro.validation_enabled(False), self._reading(inputs), torch.no_grad():
-            return vmap(one)(z)
+    @property
+    def names(self) -> list[str]:
+        """Latents, and what derives from them alone."""
+        return self._names({})
 
     def _eager(self, sites: list[Site]) -> Traced:
         """Gradient and value at a batch of points, straight from the story.
@@ -557,9 +561,9 @@ class Density:
             fixed, inputs = rest[: len(names)], rest[len(names) :]
 
             def total(free: Values, *values: Tensor) -> Tensor:
-                return self._total(free, dict(zip(names, values, strict=True)))
+                return self.total(free, dict(zip(names, values, strict=True)))
 
-            with pyro.validation_enabled(False), self._reading(inputs), torch.enable_grad():
+            with pyro.validation_enabled(False), self.reading(inputs), torch.enable_grad():
                 free = {name: part.detach() for name, part in self.split(z).items()}
                 leaves = [part.requires_grad_() for part in free.values()]
                 value = vmap(total)(free, *fixed)
@@ -577,7 +581,7 @@ class Density:
         return [*read, *lift(self.prior).tensors, *mask]
 
     @contextlib.contextmanager
-    def _reading(self, inputs: tuple[Tensor, ...]) -> Iterator[None]:
+    def reading(self, inputs: tuple[Tensor, ...]) -> Iterator[None]:
         """Let the story read these tensors for a while, in the order of `_inputs`."""
         if not inputs:
             yield
@@ -616,13 +620,6 @@ class Density:
         """What the prior gives is drawn first; what hangs on it is drawn for all at once."""
         names = {site.name for site in self.sites}
 
-        def one(given: Values) -> Tensor:
-            with pyro.poutine.trace() as tracer, _Given(given), self.handlers():
-                self.story()
-            nodes = [tracer.trace.nodes[site.name] for site in self.sites]
-            parts = [bijection(node["fn"]).inv(node["value"]).reshape(-1) for node in nodes]
-            return torch.cat([torch.zeros(0), *parts]).to(torch.float64)
-
         with (
             pyro.validation_enabled(False),
             torch.no_grad(),
@@ -637,11 +634,19 @@ class Density:
                 name: node["fn"] for name, node in sampled(tracer.trace) if name in names
             }
             given: Values = {
-                name: fn.sample((n,)) for name, fn in fns.items() if fn is self.prior.get(name)
+                name: fn.sample((n,)) for name, fn in fns.items() if self.prior.get(name) is fn
             }
             given[""] = torch.zeros(n)  # for a story whose prior gives nothing
-            found: Tensor = vmap(one, randomness="different")(given)
+            found: Tensor = vmap(self.drawn, randomness="different")(given)
         return found
+
+    def drawn(self, given: Values) -> Tensor:
+        """A flat vector drawn from the prior, but for the latents whose values are given."""
+        with pyro.poutine.trace() as tracer, _Given(given), self.handlers():
+            self.story()
+        nodes = [tracer.trace.nodes[site.name] for site in self.sites]
+        parts = [bijection(node["fn"]).inv(node["value"]).reshape(-1) for node in nodes]
+        return torch.cat([torch.zeros(0), *parts]).to(torch.float64)
 
     def expectation(self, z: Tensor, held: Mapping[str, Tensor] | None = None) -> Values:
         """Mean of every observed variable given the latents, where its distribution has one."""
@@ -706,7 +711,7 @@ class Density:
         """Latents and derived quantities by name, with a leading axis over the batch of flat vectors."""
         if not held and self.networks is None:
             found = self._in_batches(self._traced(VALUES, "constrained"), VALUES, z)
-            return dict(zip(self._names({}), found, strict=True))
+            return dict(zip(self.names, found, strict=True))
 
         def one(point: Tensor, fixed: Values) -> Values:
             trace, _ = self._run(point, fixed)
@@ -917,7 +922,7 @@ def _bind(graph: Graph, inputs: list[Tensor]) -> Traced:
     return lambda *values: graph(*values, *inputs)
 
 
-def _agree(
+def agree(
     traced: Traced,
     eager: Traced,
     example: Tensor,

@@ -150,6 +150,7 @@ def run(
     ess: int = 2000,
     chains: int = 64,
     warmup: int = 1000,
+    least: int = 1,
     most: int = 2000,
     target_acceptance: float = 0.8,
     starts: int = 64,
@@ -165,13 +166,14 @@ def run(
         ess: bulk effective draws of the worst parameter to stop at.
         chains: how many move together.
         warmup: most transitions of warm-up.
+        least: least draws a chain.
         most: most draws a chain, if the effective sample size is not reached before.
         target_acceptance: acceptance probability that the step size is adapted to.
         starts: points to climb from, drawn from the prior.
     """
-    if min(ess, warmup, most, starts) < 1 or chains < GROUPS:
+    if min(ess, warmup, least, most, starts) < 1 or chains < GROUPS:
         raise RunError(
-            f"ess, warmup, most and starts must be at least 1, and chains at least {GROUPS}"
+            f"ess, warmup, least, most and starts must be at least 1, and chains at least {GROUPS}"
         )
     if density.dim == 0:
         return no_latents(density, chains, max(1, math.ceil(ess / chains)))
@@ -214,7 +216,8 @@ def run(
         draws = record.all()["z"].numpy()
         reached = float(np.min(bulk_ess(draws)))
         report(min(int(reached), ess), ess, f"{len(record)} draws a chain")
-        if reached >= ess and float(np.max(nested_r_hat(draws))) <= R_HAT:
+        agreed = reached >= ess and float(np.max(nested_r_hat(draws))) <= R_HAT
+        if agreed and len(record) >= least:
             break
         if time.monotonic() - kept > KEEP_EVERY:
             keep()

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -16,7 +16,7 @@ import xarray as xr
 
 from ..datasets.kinds import DataError, validate
 from ..models.model import Model, find
-from ..models.priors import Prior
+from ..models.priors import ModelError, Prior
 from .density import Density
 from .evidence import with_evidence
 from .runs import Draws, Progress, RunError, to_tree
@@ -69,7 +69,7 @@ def check_fit(model: Model, data: xr.Dataset, prior: Any = None) -> Prior:
 
 def fit(
     model: Model | str,
-    data: xr.Dataset,
+    data: xr.Dataset | Sequence[xr.Dataset],
     *,
     prior: Any = None,
     runner: str | None = None,
@@ -85,7 +85,8 @@ def fit(
 
     Args:
         model: a model or its name.
-        data: a valid dataset of its kind; any `true_*` in it is never seen by the model.
+        data: a valid dataset of its kind; any `true_*` in it is never seen by the model. Or a list of datasets of one
+            shape: each has its own posterior, and all are sampled at once, by `ensemble` and lean.
         prior: a prior set's name, a set, or a dict of overrides (see `Model.prior`).
         runner: by default the model's preferred one.
         seed: the run depends on it, the data and the options, nothing else.
@@ -102,6 +103,10 @@ def fit(
     """
     found = find(model)
     chosen = found.prior(prior)
+    if not isinstance(data, xr.Dataset):
+        alone = {"a mask": mask, "a checkpoint": checkpoint, f"runner {runner}": runner}
+        refused = [text for text, given in alone.items() if given not in (None, "ensemble")]
+        return _fit_each(found, data, chosen, refused, seed=seed, progress=progress, **options)
     name, run = runner_of(found, runner)
     allowed = set(list(inspect.signature(run).parameters)[1:]) - {"seed", "progress", "checkpoint"}
     unknown = sorted(set(options) - allowed)
@@ -127,6 +132,27 @@ def fit(
             predictive=predictive,
             lean=lean,
         )
+
+
+def _fit_each(
+    model: Model, datasets: Sequence[xr.Dataset], prior: Any, refused: list[str], **how: Any
+) -> xr.DataTree:
+    """Fit many datasets in the same strokes."""
+    from .stack import fit_stack
+
+    if refused or set(how) - {"seed", "progress", "ess", "chains"}:
+        what = ", ".join([*refused, *sorted(set(how) - {"seed", "progress", "ess", "chains"})])
+        raise RunError(f"several datasets at once are fitted without {what}; fit each alone")
+    if not datasets:
+        raise DataError("there is no dataset to fit")
+    priors = []
+    for i, data in enumerate(datasets):
+        try:
+            priors.append(check_fit(model, data, prior))
+        except (DataError, ModelError) as error:
+            raise type(error)(f"dataset {i}: {error}") from None
+    with one_thread():
+        return fit_stack(model, datasets, priors, prior_name=prior.name, **how)
 
 
 @contextlib.contextmanager

@@ -83,7 +83,7 @@ class Minibatch(Density):
     def _part(self, mask: Tensor, unit: tuple[str, ...], places: Tensor) -> Tensor:
         return mask.index_select(unit.index(self.along), places)
 
-    def _total(self, z: Tensor, held: Values | None = None) -> Tensor:  # type: ignore[override]
+    def total(self, z: Tensor, held: Values | None = None) -> Tensor:  # type: ignore[override]
         factors, latents = self.factors(z, held)
         weighed = [replace(f, value=self.weight * f.value) if f.is_data else f for f in factors]
         total = sum_product(weighed, latents.plates_of_axis, self.plate_sizes)

@@ -130,23 +130,28 @@ def spread(points: Tensor) -> Tensor:
 
 
 def climb(
-    density: Density, z: Tensor, scale: Tensor, held: Held | None = None
+    density: Density,
+    z: Tensor,
+    scale: Tensor,
+    held: Held | None = None,
+    *,
+    each_counts: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Climb from every point at once, in units of the scale; where each came to, and whether it has settled there.
 
-    Those that lag behind are left where the others tell enough. Of n climbs that ended in w basins the next one is
+    Those that lag behind are left where the others tell enough, unless each counts. Of n climbs that ended in w basins the next one is
     expected to end in a new one with probability w (w + 1) / (n (n - 1)).
 
     References: Boender and Rinnooy Kan, Bayesian stopping rules for multistart global optimization methods,
     Mathematical Programming 37 (1987).
     """
     if density.dim <= DENSE:
-        return _bfgs(density, z, scale, held)
+        return _bfgs(density, z, scale, held, each_counts=each_counts or held is not None)
     return ascend(density, z, scale, held), torch.ones(len(z), dtype=torch.bool)
 
 
 def _enough(
-    place: Tensor, height: Tensor, before: Tensor, inverse: Tensor, all_count: bool
+    place: Tensor, height: Tensor, before: Tensor, inverse: Tensor, each_counts: bool
 ) -> bool:
     """Whether the climbs that have settled tell where the basins are.
 
@@ -158,10 +163,10 @@ def _enough(
         height: of every climb.
         before: heights at the last look.
         inverse: every climb's inverse Hessian.
-        all_count: whether hardly any may lag behind, because each may end in a basin of its own.
+        each_counts: whether hardly any may lag behind, because each may end in a basin of its own.
     """
     settled = height < before + SETTLED
-    if all_count or float((~settled).to(height.dtype).mean()) < LAGGING:
+    if each_counts or float((~settled).to(height.dtype).mean()) < LAGGING:
         return float((~settled).to(height.dtype).mean()) < LAGGING
     tops = height[settled].argsort(descending=True)
     rows = torch.nonzero(settled)[tops, 0]
@@ -180,7 +185,12 @@ def _enough(
 
 
 def _bfgs(
-    density: Density, z: Tensor, scale: Tensor, held: Held | None = None, steps: int = 100
+    density: Density,
+    z: Tensor,
+    scale: Tensor,
+    held: Held | None = None,
+    steps: int = 100,
+    each_counts: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """BFGS of every point at once, each with its own inverse Hessian and step."""
     n, dim = z.shape
@@ -215,7 +225,7 @@ def _bfgs(
         fresh, alpha = fresh | stuck, torch.where(stuck, 1.0, alpha)
         if step % LOOK == 0:
             settled = height < checked + SETTLED
-            if _enough(z / scale, height, checked, inverse, held is not None):
+            if _enough(z / scale, height, checked, inverse, each_counts):
                 break
             checked = height
     return z, settled

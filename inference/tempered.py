@@ -32,7 +32,7 @@ class PriorDensity(Density):
         super().__init__(density.model, density.data, density.prior, device=density.device)
         self.networks = density.networks
 
-    def _total(self, z: Tensor, held: Values | None = None) -> Tensor:  # type: ignore[override]
+    def total(self, z: Tensor, held: Values | None = None) -> Tensor:  # type: ignore[override]
         factors, latents = self.factors(z, held)
         own = {site.name for site in [*self.sites, *self.discrete]}
         total = sum_product(
