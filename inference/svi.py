@@ -204,7 +204,7 @@ def _with_guide(
         if not torch.isfinite(log_weights).any():
             raise RunError("the posterior is zero at every draw of the guide; check the prior")
         smooth, k = smoothed(log_weights)
-        missed = _missed(density, guide, mixture, z, value, generator)
+        missed = _missed(density, guide, mixture, z, value, log_q, generator)
     k = math.inf if missed > MISSED else k
     places = chosen(smooth, chains * draws, generator)
     attrs = {
@@ -308,14 +308,15 @@ def _missed(
     mixture: Mixture,
     z: Tensor,
     value: Tensor,
+    log_q: Tensor,
     generator: torch.Generator,
 ) -> float:
     """Share of the posterior where the guide is far too thin, from its draws and others around the modes together."""
     others = mixture.sample(CHECKS, generator)
+    own = torch.cat([log_q, guide(others)])
+    around = mixture.log_prob(torch.cat([z, others]))
     value = torch.cat([value, log_density(density, others)])
-    z = torch.cat([z, others])
-    own, around = guide(z), mixture.log_prob(z)
-    both = torch.logaddexp(own + math.log(len(value) - CHECKS), around + math.log(CHECKS))
+    both = torch.logaddexp(own + math.log(len(z)), around + math.log(CHECKS))
     log_weights = value - both
     evidence = torch.logsumexp(log_weights, 0)
     thin = value - evidence - own > math.log(THIN)

@@ -171,7 +171,7 @@ def test_a_gaussian_posterior_is_the_closed_form_with_its_evidence(name):
     else:
         density, answer = g.gaussian_density(5), g.gaussian_answer(5)
     evidence, mean, covariance = answer
-    found = svi.run(density, seed=2, guide=name, rank=1, patience=100)
+    found = svi.run(density, seed=2, guide=name, rank=1)
     assert found.attrs["pareto_k"] < svi.RELIABLE_K
     assert found.attrs["missed_share"] < 1e-6
     assert found.attrs["importance_ess"] > 0.98 * 8000
