@@ -104,8 +104,9 @@ def fit(
     found = find(model)
     chosen = found.prior(prior)
     if not isinstance(data, xr.Dataset):
-        alone = {"a mask": mask, "a checkpoint": checkpoint, f"runner {runner}": runner}
-        refused = [text for text, given in alone.items() if given not in (None, "ensemble")]
+        given = {"a mask": mask, "a checkpoint": checkpoint}
+        refused = [text for text, value in given.items() if value is not None]
+        refused += [f"runner {runner}"] if runner not in (None, "ensemble") else []
         return _fit_each(found, data, chosen, refused, seed=seed, progress=progress, **options)
     name, run = runner_of(found, runner)
     allowed = set(list(inspect.signature(run).parameters)[1:]) - {"seed", "progress", "checkpoint"}

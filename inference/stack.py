@@ -20,6 +20,7 @@ import numpy as np
 import pyro
 import torch
 import xarray as xr
+from scipy.stats import chi2
 from torch import Tensor
 from torch.func import vmap
 
@@ -29,7 +30,7 @@ from .convergence import bulk_ess, nested_r_hat
 from .density import Density, Traced, Values, agree
 from .hmc import Metric, State, move
 from .lifting import lift
-from .modes import climb
+from .modes import WIDER, climb
 from .runs import LIBRARIES, Progress, RunError, digest, library_version
 
 __all__ = ["fit_stack"]
@@ -43,10 +44,12 @@ R_HAT = 1.01
 GROUPS = 4
 TARGET = 0.8
 WINDOWS = (16, 16)
+# Climbs for every dataset, and how many of them begin high up.
+CLIMBS, HIGH = 32, 8
 # Draws from one trajectory to the next, and draws for every effective one asked for.
-EVERY, SPARE = 4, 1.5
-# How often the draws of those that have too few effective ones are doubled before they are fitted alone.
-DOUBLED = 3
+EVERY, SPARE = 4, 2.25
+# Draws for every one that is kept, at first and then for what was not settled; what is left is fitted alone.
+THINNED = (1, 4)
 NU = 5.0
 # Two climbs end in one basin where they are closer than so many times the dimension, squared; a further one counts
 # where it is not lower by more than this.
@@ -249,18 +252,25 @@ def fit_stack(
     together = min(MOST_TOGETHER, len(datasets), max(1, AT_ONCE // (chains * elements)))
     length = max(2 * EVERY, EVERY * math.ceil(SPARE * ess / chains / EVERY))
     stack = _Stack(first, [], chains)
-    groups = []
-    for start in range(0, len(datasets), together):
-        report(start, len(datasets), "datasets")
-        part = [values[start : start + together] for values in inputs]
-        lacking = together - len(part[0])
-        # The last group is filled up with copies of its last dataset, so that one trace serves all.
-        part = [torch.cat([v, v[-1:].expand(lacking, *v.shape[1:])]) for v in part]
-        stack.inputs = part
-        group = _group(stack, length, ess, seed + start)
-        groups.append({name: values[: together - lacking] for name, values in group.items()})
-    found = {name: torch.cat([group[name] for group in groups]) for name in groups[0]}
-    alone = torch.nonzero((found["basins"] > 1) | ~found["settled"])[:, 0].tolist()
+    found: Record = {}
+    left = torch.arange(len(datasets))
+    for round_, thin in enumerate(THINNED):
+        # What has too few effective draws is sampled again, longer, together with others like it.
+        for start in range(0, len(left), together):
+            report(len(datasets) - len(left) + start, len(datasets), "datasets")
+            some = left[start : start + together]
+            # The last group is filled up with copies of its last dataset, so that one trace serves all.
+            rows = torch.cat([some, some[-1:].expand(together - len(some))])
+            stack.inputs = [values[rows] for values in inputs]
+            group = _group(stack, length, thin, ess, seed + round_ * len(datasets) + start)
+            for name, values in group.items():
+                if name not in found:
+                    found[name] = values.new_empty(len(datasets), *values.shape[1:])
+                found[name][some] = values[: len(some)]
+        left = torch.nonzero(~found["settled"] & (found["basins"] == 1))[:, 0]
+        if not len(left):
+            break
+    alone = torch.nonzero(~found["settled"] | (found["basins"] > 1))[:, 0].tolist()
     for done, i in enumerate(alone):
         report(done, len(alone), "datasets that need a fit of their own")
         _alone(found, i, Density(model, datasets[i], priors[i]), ess, chains, seed)
@@ -271,9 +281,7 @@ def fit_stack(
     return _tree(model, datasets, first, found, about)
 
 
-def _inputs(
-    first: Density, datasets: Sequence[xr.Dataset], priors: Sequence[Any]
-) -> list[Tensor]:
+def _inputs(first: Density, datasets: Sequence[xr.Dataset], priors: Sequence[Any]) -> list[Tensor]:
     """What the story reads of every dataset, one above another."""
     shape = {name: (a.dims, a.shape) for name, a in first.view.data.variables.items()}
     lifted = [lift(prior) for prior in priors]
@@ -290,47 +298,35 @@ def _inputs(
     return [torch.stack(column) for column in zip(*rows, strict=True)]
 
 
-def _group(stack: _Stack, length: int, ess: int, seed: int) -> Record:
+def _group(stack: _Stack, length: int, thin: int, ess: int, seed: int) -> Record:
     """Draws (dataset, chain, draw, ...), statistics and figures of datasets that move together."""
     generator = torch.Generator().manual_seed(seed)
     state, kernel, basins = _start(stack, seed, generator)
     for window in WINDOWS:
         state = _warm_up(stack, state, kernel, window, generator)
-    found: Record = {}
-    settled = torch.zeros(stack.size, dtype=torch.bool)
-    fresh: Record = {}
-    for doubled in range(1 + DOUBLED):
-        # Every time as many draws again as there were, then every second one: the length stays.
-        rows = list(_draws(stack, state, kernel, length << max(0, doubled - 1), generator))
+    kept: list[Record] = []
+    for _ in range(thin):
+        rows = list(_draws(stack, state, kernel, length, generator))
         state = State(rows[-1]["z"], *stack.gradient(rows[-1]["z"]))
-        more = {name: torch.stack([row[name] for row in rows], 2) for name in rows[0]}
-        every = 1 << doubled
-        joined = more if not fresh else {n: torch.cat([fresh[n], more[n]], 2) for n in more}
-        fresh = joined
-        thinned = {name: values[:, :, every - 1 :: every] for name, values in joined.items()}
-        reached, agreed = _quality(thinned["z"])
-        good = (reached >= ess) & (agreed <= R_HAT)
-        thinned |= {"bulk_ess": reached, "nested_r_hat": agreed}
-        found = _chosen(settled, found, thinned) if found else thinned
-        settled = settled | good
-        if settled.all():
-            break
+        kept += rows
+    kept = kept[thin - 1 :: thin]
+    found = {name: torch.stack([row[name] for row in kept], 2) for name in kept[0]}
+    reached, agreed = _quality(found["z"])
+    found |= {"bulk_ess": reached, "nested_r_hat": agreed, "basins": basins}
+    found["settled"] = (reached >= ess) & (agreed <= _allowed(reached))
     values = stack.constrained(found["z"].flatten(1, 2))
     shape = found["z"].shape[:3]
-    posterior = {f"{DRAWN}{n}": v.reshape(*shape, *v.shape[2:]) for n, v in values.items()}
-    return found | {"settled": settled, "basins": basins} | posterior
+    return found | {f"{DRAWN}{n}": v.reshape(*shape, *v.shape[2:]) for n, v in values.items()}
 
 
-def _chosen(kept: Tensor, old: Record, new: Record) -> Record:
-    """The old of the datasets that are kept, the new of the others."""
-    return {
-        name: torch.where(kept.reshape(-1, *(1,) * (values.dim() - 1)), old[name], values)
-        for name, values in new.items()
-    }
+def _allowed(reached: Tensor) -> Tensor:
+    """Nested R-hat that chains of few effective draws pass if they agree, 999 times in 1,000."""
+    chance = chi2.isf(0.001, GROUPS - 1) / (GROUPS - 1)
+    return torch.sqrt(1 + (GROUPS / reached * chance)).clamp(min=R_HAT)
 
 
 def _quality(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Effective sample size and nested R-hat of every dataset's worst dimension, of draws (dataset, chain, draw, dim)."""
+    """Effective sample size and nested R-hat of the worst dimension; draws are (dataset, chain, draw, dim)."""
     size, chains, n, dim = z.shape
     wide = z.permute(2, 1, 0, 3).reshape(n, chains, size * dim).numpy()
     reached = bulk_ess(wide).reshape(size, dim).min(1)
@@ -338,27 +334,26 @@ def _quality(z: Tensor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(reached), torch.from_numpy(agreed)
 
 
-def _start(
-    stack: _Stack, seed: int, generator: torch.Generator
-) -> tuple[State, _Kernel, Tensor]:
+def _start(stack: _Stack, seed: int, generator: torch.Generator) -> tuple[State, _Kernel, Tensor]:
     """Climb from draws of the prior; chains start around the highest mode of each dataset."""
     drawn = stack.from_prior(WIDTH, seed)
     middle = drawn.median(1, keepdim=True).values
     scale = 1.5 * (drawn - middle).abs().median(1, keepdim=True).values
     scale = torch.where(scale > 0, scale, 1.0)
-    # The highest of all draws, and some as they come.
-    order = stack.values(drawn).argsort(1, descending=True)
-    order = torch.cat([order[:, : stack.chains // 2], order[:, -(stack.chains - stack.chains // 2) :]], 1)
-    first = _taken(drawn, order)
+    # The highest of all draws; and others from further out, where a basin may lie that the prior hardly reaches.
+    order = stack.values(drawn).argsort(1, descending=True)[:, :HIGH]
+    first = torch.cat(
+        [_taken(drawn, order), middle + WIDER * (drawn - middle)[:, : CLIMBS - HIGH]], 1
+    )
     wide = scale.expand_as(first)
-    z, _ = climb(stack, first.flatten(0, 1), wide.flatten(0, 1), each_counts=True)  # type: ignore[arg-type]
+    z, ended = climb(stack, first.flatten(0, 1), wide.flatten(0, 1), each_counts=True)  # type: ignore[arg-type]
     z = z.reshape(first.shape)
     height = torch.nan_to_num(stack.gradient(z)[0], nan=-torch.inf)
     best = height.argmax(1)
     mode = z[torch.arange(stack.size), best]
     factor = _factor(stack, mode, scale)
     white = torch.linalg.solve_triangular(factor, (z - mode[:, None]).mT, upper=False)
-    far = white.square().sum(-2) > APART * stack.dim
+    far = ended.reshape(height.shape) & (white.square().sum(-2) > APART * stack.dim)
     others = far & (height > height.max(1, keepdim=True).values - NEGLIGIBLE)
     bells = _Bells(mode, factor)
     # Of some proposed places, chains start from those that the posterior likes.
@@ -474,7 +469,7 @@ def _alone(found: Record, i: int, density: Density, ess: int, chains: int, seed:
         found[DRAWN + name][i] = values.reshape(chains, length, *values.shape[1:])
     found["bulk_ess"][i], found["nested_r_hat"][i] = reached[0], agreed[0]
     found["basins"][i] = int(str(draws.attrs["basins"]))
-    found["settled"][i] = bool(reached[0] >= 0.9 * ess) and bool(agreed[0] <= R_HAT)
+    found["settled"][i] = bool(reached[0] >= 0.9 * ess) and bool(agreed[0] <= _allowed(reached)[0])
 
 
 def _tree(
@@ -529,7 +524,7 @@ def _about(
         "model": model.name,
         "kind": model.kind,
         "prior_set": prior_name,
-        "prior": json.dumps({name: "scaled to each dataset" for name in first.prior}),
+        "prior": json.dumps(dict.fromkeys(first.prior, "scaled to each dataset")),
         "runner": "ensemble",
         "runner_options": json.dumps(options),
         "seed": seed,

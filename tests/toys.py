@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pyro
 import torch
@@ -126,3 +128,17 @@ def toy_pair(table: View, prior: Prior) -> None:
     """Rows of two numbers that are one observation each."""
     covariance = 0.25 * torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
     observe("value", MultivariateNormal(sample("slope", prior.slope), covariance))
+
+
+@model(kind="table", priors={"vague": {"a": Normal(0.0, 1.0)}})
+def toy_far_basins(table: View, prior: Prior) -> None:
+    """Two far basins of weights 0.7 and 0.3: a mixture prior that the data say nothing about."""
+    a = sample("a", prior.a)
+    parts = torch.stack(
+        [
+            math.log(0.7) + Normal(-6.0, 0.5).log_prob(a),
+            math.log(0.3) + Normal(6.0, 1.0).log_prob(a),
+        ]
+    )
+    pyro.factor("basins", torch.logsumexp(parts, 0) - Normal(0.0, 1.0).log_prob(a))
+    observe("value", Normal(torch.zeros((), dtype=torch.float64), 1.0))

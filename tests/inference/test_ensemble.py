@@ -91,24 +91,10 @@ def test_moments_and_evidence_are_the_closed_forms():
     assert all(not gate.fault for gate in diagnose(run))
 
 
-@model(kind="table", priors={"vague": {"a": Normal(0.0, 1.0)}})
-def user_two_basins(table, prior):
-    """Two far basins of weights 0.7 and 0.3: a mixture prior that the data say nothing about."""
-    a = sample("a", prior.a)
-    parts = torch.stack(
-        [
-            math.log(0.7) + Normal(-6.0, 0.5).log_prob(a),
-            math.log(0.3) + Normal(6.0, 1.0).log_prob(a),
-        ]
-    )
-    pyro.factor("basins", torch.logsumexp(parts, 0) - Normal(0.0, 1.0).log_prob(a))
-    observe("value", Normal(torch.zeros((), dtype=torch.float64), 1.0))
-
-
 def test_far_basins_get_their_weights_and_are_told():
     data = toys.numbers([0.0, 0.0])
     for seed in range(5):
-        run = fit(user_two_basins, data, runner="ensemble", ess=4000, seed=seed, predictive=0)
+        run = fit(toys.toy_far_basins, data, runner="ensemble", ess=4000, seed=seed, predictive=0)
         assert run.attrs["basins"] == 2
         draws = run["posterior"]["a"].values
         # What is asked for is 4,000 effective draws of the worst dimension.
