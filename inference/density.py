@@ -630,12 +630,9 @@ class Density:
             torch.manual_seed(seed)
             with pyro.poutine.trace() as tracer, self.handlers():
                 self.story()
-            fns: dict[str, Any] = {
-                name: node["fn"] for name, node in sampled(tracer.trace) if name in names
-            }
-            given: Values = {
-                name: fn.sample((n,)) for name, fn in fns.items() if self.prior.get(name) is fn
-            }
+            fns = {name: node["fn"] for name, node in sampled(tracer.trace) if name in names}
+            direct = [name for name in fns if self.prior.get(name) is fns[name]]
+            given: Values = {name: fns[name].sample((n,)) for name in direct}
             given[""] = torch.zeros(n)  # for a story whose prior gives nothing
             found: Tensor = vmap(self.drawn, randomness="different")(given)
         return found

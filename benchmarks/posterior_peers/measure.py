@@ -34,8 +34,10 @@ def elements(draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def grouped(array: np.ndarray) -> np.ndarray:
-    """Chains dealt out to a few, draw by draw."""
+    """Chains dealt out to a few, draw by draw; one chain as its halves."""
     chains, length = array.shape
+    if chains == 1:
+        return array[:, : length // 2 * 2].reshape(2, -1)
     each = max(1, chains // MOST_CHAINS)
     dealt = array[: chains // each * each].reshape(-1, each, length)
     return dealt.transpose(0, 2, 1).reshape(-1, each * length)
@@ -79,11 +81,15 @@ def timed(make: Any, seed: int, amount: int) -> dict[str, Any]:
 
 
 def far_amount(peer: Any, near: dict[str, Any], limit: float) -> int:
-    """What to ask for to come to the far goal, or as near to it as the limit on seconds allows."""
+    """What to ask for to come to the far goal, or as near to it as the limit on seconds allows.
+
+    Where it can be told from the compile, the time of the draws alone counts.
+    """
     if peer.STEERED:
         return FAR_GOAL
     share = peer.AMOUNT / (peer.AMOUNT + peer.WARMUP)
-    affordable = 1 + max(0.0, limit / near["seconds"] - 1) / share
+    seconds = near.get("seconds_warm", near["seconds"])
+    affordable = 1 + max(0.0, limit / seconds - 1) / share
     times = min(FAR_GOAL / max(near["ess"], 1.0), affordable)
     return max(int(peer.AMOUNT * times), peer.AMOUNT)
 
