@@ -3,7 +3,7 @@
 The modes are found first, and a mixture around them is fitted to the posterior. Where it covers the posterior, chains
 start from its importance sample, and every chain proposes to jump to fresh draws of it, so that basins get their
 weights. Else chains start below the tops of their climbs and find the posterior's shape from one another. In between
-every chain moves by Hamiltonian Monte Carlo with one shared metric, step size and jittered trajectory length, adapted
+every chain moves by Hamiltonian Monte Carlo with one shared metric and jittered steps and trajectories, adapted
 over all chains in a warm-up that is thrown away: rarely where the jumps do well, before every draw where they do not.
 Sampling goes on until the worst parameter has the effective sample size asked for and nested R-hat says that the
 chains agree.
@@ -48,6 +48,14 @@ FIRST_WINDOW, GROWTH = 16, 2.0
 ENOUGH = 100
 MOST_STEPS = 256
 JITTER = 0.5
+# Every trajectory takes a step of its own between these shares of the adapted one: where a posterior is narrow, as in
+# the neck of a funnel, the long ones fail and the short ones go on. A failed trajectory is a divergence if no shorter
+# step is likely to do: if its own is shorter than this share.
+SHORTEST, LONGEST_STEP, SHORT = 0.25, 1.15, 0.5
+# Draws that tell at the end of warm-up whether trajectories diverge, and how often the step is halved if they do.
+TRIAL, HALVED = 32, 2
+# Growth of the effective sample size, while the draws double, below which it is not worth while to go on.
+GROWING = 1.2
 # Draws between two looks at the effective sample size: no fewer, and at first no more.
 LEAST_BLOCK, FIRST_BLOCK = 8, 64
 # Acceptance of jumps from which a trajectory comes only before every so many draws.
@@ -205,7 +213,7 @@ def run(
     kept = time.monotonic()
     reached = float(np.min(bulk_ess(record.all()["z"].numpy()))) if len(record) else 0.0
     while len(record) < most:
-        block = _block_size(len(record), reached, ess, chains)
+        block = _block_size(len(record), reached, ess, chains, 1 if kernel.jump is None else 3)
         rows: list[dict[str, Tensor]] = []
         for row in _draws(density, state, kernel, min(block, most - len(record)), generator):
             rows.append(row)
@@ -217,7 +225,7 @@ def run(
         reached = float(np.min(bulk_ess(draws)))
         report(min(int(reached), ess), ess, f"{len(record)} draws a chain")
         agreed = reached >= ess and float(np.max(nested_r_hat(draws))) <= R_HAT
-        if agreed and len(record) >= least:
+        if (agreed and len(record) >= least) or _stuck(draws, reached, ess):
             break
         if time.monotonic() - kept > KEEP_EVERY:
             keep()
@@ -235,13 +243,21 @@ def run(
     return Draws(z, {name: v.numpy() for name, v in found.items()}, None, None, attrs)
 
 
-def _block_size(done: int, reached: float, ess: int, chains: int) -> int:
+def _stuck(draws: np.ndarray, reached: float, ess: int) -> bool:
+    """Whether twice the draws are hardly worth more than half of them: some chain does not get away."""
+    half = len(draws) // 2
+    if half < TRIAL or reached > 0.5 * ess:
+        return False
+    return reached < GROWING * float(np.min(bulk_ess(draws[:half])))
+
+
+def _block_size(done: int, reached: float, ess: int, chains: int, growth: int) -> int:
     """How many draws to go on with: what seems to be lacking, but not many times what there is."""
     if not done:
         return max(LEAST_BLOCK, min(FIRST_BLOCK, math.ceil(ess / chains)))
     rate = reached / done if reached > 0 else 0.0
     lacking = math.ceil(1.05 * (ess - reached) / rate) if rate > 0 else done
-    return max(LEAST_BLOCK, min(lacking, 3 * done))
+    return max(LEAST_BLOCK, min(lacking, growth * done))
 
 
 @dataclass(frozen=True)
@@ -359,6 +375,13 @@ def _warm_up(
             break
         kernel.metric = basins.metric(flat)
         window, cap = int(window * GROWTH), 2 * cap
+    for _ in range(HALVED if kernel.jump is None else 0):
+        rows = list(_draws(density, state, kernel, TRIAL, generator))
+        state = state_at(density, rows[-1]["z"])
+        done += TRIAL
+        if not any(bool(row["diverging"].any()) for row in rows):
+            break
+        kernel.step *= 0.5
     return state, kernel, done
 
 
@@ -393,15 +416,19 @@ def _draws(
         row = {
             "diverging": torch.zeros(chains, dtype=torch.bool),
             "n_steps": torch.zeros(chains, dtype=torch.int64),
+            "step_size": torch.zeros(chains, dtype=state.z.dtype),
         }
         if i % kernel.every == 0:
             # Jumps leave the gradient of where they came from.
             state = state_at(density, state.z) if i and jump is not None else state
-            steps = _steps(_jitter(generator) * kernel.length, kernel.step)
-            moved = move(density, state, kernel.metric, kernel.step, steps, generator)
-            state = moved.state
-            row["diverging"], row["acceptance_rate"] = moved.diverging, moved.probability
+            share = float(torch.rand(1, generator=generator))
+            share = SHORTEST + (LONGEST_STEP - SHORTEST) * share
+            steps = _steps(_jitter(generator) * kernel.length, share * kernel.step)
+            moved = move(density, state, kernel.metric, share * kernel.step, steps, generator)
+            state, row["acceptance_rate"] = moved.state, moved.probability
+            row["diverging"] = moved.diverging & (share < SHORT)
             row["n_steps"] += steps
+            row["step_size"] += share * kernel.step
             here = here if jump is None else jump.log_prob(state.z)
         if jump is not None:
             gain = values[i] - densities[i] - state.value + here
@@ -414,7 +441,6 @@ def _draws(
         # With a fresh momentum, as a trajectory from here would begin.
         momentum = torch.randn(chains, dim, **kind)
         row["energy"] = 0.5 * momentum.square().sum(-1) - state.value
-        row["step_size"] = torch.full((chains,), kernel.step, dtype=state.z.dtype)
         yield row | {"z": state.z, "lp": state.value}
 
 

@@ -84,6 +84,7 @@ class Minibatch(Density):
         return mask.index_select(unit.index(self.along), places)
 
     def total(self, z: Tensor, held: Values | None = None) -> Tensor:  # type: ignore[override]
+        """Log density of the batch, its data weighed for all."""
         factors, latents = self.factors(z, held)
         weighed = [replace(f, value=self.weight * f.value) if f.is_data else f for f in factors]
         total = sum_product(weighed, latents.plates_of_axis, self.plate_sizes)

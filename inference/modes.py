@@ -139,8 +139,8 @@ def climb(
 ) -> tuple[Tensor, Tensor]:
     """Climb from every point at once, in units of the scale; where each came to, and whether it has settled there.
 
-    Those that lag behind are left where the others tell enough, unless each counts. Of n climbs that ended in w basins the next one is
-    expected to end in a new one with probability w (w + 1) / (n (n - 1)).
+    Those that lag behind are left where the others tell enough, unless each counts. Of n climbs that ended in w basins
+    the next one is expected to end in a new one with probability w (w + 1) / (n (n - 1)).
 
     References: Boender and Rinnooy Kan, Bayesian stopping rules for multistart global optimization methods,
     Mathematical Programming 37 (1987).

@@ -33,6 +33,7 @@ class PriorDensity(Density):
         self.networks = density.networks
 
     def total(self, z: Tensor, held: Values | None = None) -> Tensor:  # type: ignore[override]
+        """Log density of the prior alone."""
         factors, latents = self.factors(z, held)
         own = {site.name for site in [*self.sites, *self.discrete]}
         total = sum_product(
