@@ -98,6 +98,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Cold, and where asked for warm; or far, where a near measurement is given."""
     module, name = job["peer"]
     peer = getattr(importlib.import_module(module), name)
+    if hasattr(peer, "prepare"):
+        peer.prepare(job["posterior"])
     imported = time.time() - job["spawned"]
     problem = json.loads(Path(job["problem"]).read_text())
     seed, posterior, near = job["seed"], job["posterior"], job.get("near")

@@ -48,6 +48,11 @@ class Sampler:
         self.model, self.problem = model_of(name), problem
         self.give(which)
 
+    @staticmethod
+    def prepare(name: str) -> None:
+        """Import the stories that are asked for, as the peers have imported theirs."""
+        model_of(name)
+
     def give(self, which: str) -> None:
         """Go on with other data."""
         parts = self.problem["dataset"][which]

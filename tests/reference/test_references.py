@@ -21,7 +21,6 @@ SLOW = {
 }
 FUNNELS = ("eight_schools_centred", "funnel", "hierarchy")
 SLOW_PAIRS = {(runner, name) for runner in ("ensemble", "smc") for name in FUNNELS}
-BY_HAND = {("ensemble", "hierarchy")}
 # What a runner is made for; it refuses anything else before it starts.
 MADE_FOR = {
     "exact": lambda density: density.dim <= 3,
@@ -39,9 +38,6 @@ REPORTED = {
     ): "37 dimensions, two thirds of them funnels: the weights are too uneven",
     ("ensemble", "eight_schools_centred"): FUNNEL,
     ("ensemble", "funnel"): FUNNEL,
-    ("ensemble", "banana"): "trajectories diverge at the tips",
-    ("ensemble", "hierarchy"): "trajectories diverge in the necks of its funnels",
-    ("ensemble", "eight_schools_noncentred"): "a few trajectories diverge where tau is large",
     (
         "smc",
         "eight_schools_centred",
@@ -74,10 +70,6 @@ def pairs():
         for name in SLOW.get(runner, POSTERIORS):
             slow = runner in SLOW or (runner, name) in SLOW_PAIRS
             marks = [made(name), *([pytest.mark.slow] if slow else [])]
-            if (runner, name) in BY_HAND:
-                marks.append(
-                    pytest.mark.skip(reason="takes minutes: benchmarks/reference.py --grade")
-                )
             yield pytest.param(runner, name, marks=marks, id=f"{runner}-{name}")
 
 
