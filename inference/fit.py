@@ -32,11 +32,11 @@ RUNNERS = {
     "exact": ".exact",
     "svi": ".svi",
 }
-FALLBACK = "nuts"
+FALLBACK = "ensemble"
 
 
 def runner_of(model: Model, runner: str | None) -> tuple[str, Callable[..., Draws]]:
-    """A runner by name; by default the one that the model prefers, else `nuts`."""
+    """A runner by name; by default the one that the model prefers, else `ensemble`."""
     name = runner or model.runner or FALLBACK
     if name not in RUNNERS:
         if runner is not None:

@@ -74,14 +74,12 @@ class Gate:
 
 def diagnose(run: xr.DataTree) -> list[Gate]:
     """Every gate that applies to a run."""
-    return [
-        *_mixing(run),
-        *_hamiltonian(run),
-        *_importance(run),
-        *_left_out(run),
-        *_predictive(run),
-        *_prior(run),
-    ]
+    return [*sampling(run), *_left_out(run), *_predictive(run), *_prior(run)]
+
+
+def sampling(run: xr.DataTree) -> list[Gate]:
+    """The gates that ask whether the draws are those of the posterior."""
+    return [*_mixing(run), *_hamiltonian(run), *_importance(run)]
 
 
 def _continuous(run: xr.DataTree) -> xr.Dataset:
@@ -178,7 +176,7 @@ def _importance(run: xr.DataTree) -> list[Gate]:
     if "pareto_k" not in run.attrs:
         return []
     k = float(run.attrs["pareto_k"])
-    text = "the importance sample represents the posterior; above, use nuts"
+    text = "the importance sample represents the posterior; above, use ensemble"
     return [Gate("Pareto k of the draws", k, RELIABLE_K, k <= RELIABLE_K, text)]
 
 

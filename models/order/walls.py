@@ -93,7 +93,6 @@ def components(wall: View, along: torch.Tensor, other: torch.Tensor | None = Non
     units=UNITS,
     symbols=SYMBOLS,
     noise="noise",
-    runner="laplace",
     design=scenes.wall_second_order,
 )
 def wall_second_order(wall: View, prior: Prior) -> None:
@@ -125,7 +124,6 @@ def wall_second_order(wall: View, prior: Prior) -> None:
     symbols=SYMBOLS,
     contains={"wall_second_order": {"eta": 0.0}},
     noise="noise",
-    runner="laplace",
     design=scenes.wall_first_order,
 )
 def wall_first_order(wall: View, prior: Prior) -> None:
@@ -160,7 +158,6 @@ def wall_first_order(wall: View, prior: Prior) -> None:
     symbols=SYMBOLS,
     contains={"wall_second_order": {"P_B": 0.0}},
     noise="noise",
-    runner="laplace",
     design=scenes.wall_bloch,
 )
 def wall_bloch(wall: View, prior: Prior) -> None:
@@ -191,7 +188,6 @@ def wall_bloch(wall: View, prior: Prior) -> None:
     symbols=SYMBOLS,
     contains={"wall_second_order": {"R0": 0.0}},
     noise="noise",
-    runner="laplace",
     design=scenes.wall_neel,
 )
 def wall_neel(wall: View, prior: Prior) -> None:
