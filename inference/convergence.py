@@ -12,16 +12,26 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-__all__ = ["bulk_ess", "nested_r_hat"]
+__all__ = ["bulk_ess", "mean_ess", "nested_r_hat"]
 
 
 def bulk_ess(draws: np.ndarray) -> np.ndarray:
     """Bulk effective sample size of every dimension: rank-normalised, of split chains."""
-    half = len(draws) // 2
-    if half < 2:
+    if len(draws) < 4:
         return np.full(draws.shape[2], np.nan)
-    split = np.concatenate([draws[:half], draws[-half:]], axis=1)
-    return _ess(_normal_scores(split))
+    return _ess(_normal_scores(_split(draws)))
+
+
+def mean_ess(draws: np.ndarray) -> np.ndarray:
+    """Effective sample size of every dimension's mean, which heavy tails make smaller than that of its bulk."""
+    if len(draws) < 4:
+        return np.full(draws.shape[2], np.nan)
+    return _ess(_split(draws))
+
+
+def _split(draws: np.ndarray) -> np.ndarray:
+    half = len(draws) // 2
+    return np.concatenate([draws[:half], draws[-half:]], axis=1)
 
 
 def _normal_scores(draws: np.ndarray) -> np.ndarray:

@@ -238,6 +238,8 @@ class Density:
         discrete: discrete latents, summed out.
         dim: length of the flat vector.
         derived: names of the model's deterministic quantities.
+        fuse: whether traces are joined to a few loops, which takes many seconds and pays in long runs.
+        path: how it is evaluated, and why not better.
     """
 
     def __init__(
@@ -248,8 +250,10 @@ class Density:
         *,
         mask: np.ndarray | None = None,
         device: str = "cpu",
+        fuse: bool = False,
         seed: int = 0,
     ) -> None:
+        self.fuse = fuse
         self.model, self.data, self.device = model, data, device
         self.prior = lift(prior).in_double()
         self.view = View(data, device)
@@ -504,25 +508,26 @@ class Density:
         fixed = [torch.zeros(n, *site.shape, dtype=torch.int64) for site in sites]
         told = {"value": self._eager_value, "constrained": self._eager_constrained}
         eager = told[what] if what in told else self._eager(sites)
-        path = "traced"
+        fuse = self.fuse and what != "constrained"
+        graph, path = None, "fused" if fuse else "traced"
         try:
             inputs = self._inputs()
-            key = (self._shape_key(), what, n, is_held)
-            known = _TRACES.get(key)
-            if known is not None and agree(_bind(known, inputs), eager, example, fixed):
-                _TRACES.move_to_end(key)
-                graph = known
-            else:
-                graph = trace(eager, (example, *fixed, *inputs))
+            given = (example, *fixed, *inputs)
+            key = (self._shape_key(), what, n, is_held, fuse)
+            graph = _TRACES.get(key)
+            if graph is None or not agree(_bind(graph, inputs), eager, example, fixed):
+                graph, path = _fused(eager, given) if fuse else (trace(eager, given), path)
                 if not agree(_bind(graph, inputs), eager, example, fixed):
+                    graph = None
                     path = "eager: the trace does not agree, the model branches on values"
         except (RuntimeError, TypeError, ValueError, AttributeError, ImportError) as error:
-            path = f"eager: {str(error).splitlines()[0][:200]}"
+            graph, path = None, f"eager: {str(error).splitlines()[0][:200]}"
         if what != "constrained":
-            self.path = path
-        if path != "traced":
+            self._took(path)
+        if graph is None:
             return eager
         _TRACES[key] = graph
+        _TRACES.move_to_end(key)
         while len(_TRACES) > MOST_TRACES:
             _TRACES.popitem(last=False)
         return _bind(graph, inputs)
@@ -917,6 +922,17 @@ _TRACES: OrderedDict[tuple[Any, ...], Graph] = OrderedDict()
 
 def _bind(graph: Graph, inputs: list[Tensor]) -> Traced:
     return lambda *values: graph(*values, *inputs)
+
+
+def _fused(eager: Traced, given: tuple[Tensor, ...]) -> tuple[Graph, str]:
+    """A trace joined to a few loops, or a plain one and the reason."""
+    graph = trace(eager, given, fuse=True)
+    try:
+        graph(*given)
+    except Exception as error:  # noqa: BLE001  the compiler behind it has errors of many kinds
+        reason = str(error).strip().splitlines()[0][:200]
+        return trace(eager, given), f"traced: it cannot be fused ({reason})"
+    return graph, "fused"
 
 
 def agree(

@@ -19,22 +19,22 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
-from .convergence import bulk_ess, nested_r_hat
-from .density import Density
+from .convergence import bulk_ess, mean_ess, nested_r_hat
+from .density import VALUES, Density
 from .hmc import Metric, State, StepSize, TrajectoryLength, move, state_at
 from .laplace import no_latents
 from .mixture import Mixture, Pool, best_proposal, effective_draws, taught
 from .modes import ascend, find_modes, spread
 from .runs import Draws, Progress, RunError
+from .strokes import Jumps, Record, strokes
 
 __all__ = ["run"]
 
@@ -54,12 +54,15 @@ JITTER = 0.5
 SHORTEST, LONGEST_STEP, SHORT = 0.25, 1.15, 0.5
 # Draws that tell at the end of warm-up whether trajectories diverge, and how often the step is halved if they do.
 TRIAL, HALVED = 32, 2
+# Share of the effective draws asked for that every mean must have too.
+MEAN = 0.25
 # Growth of the effective sample size, while the draws double, below which it is not worth while to go on.
 GROWING = 1.2
 # Draws between two looks at the effective sample size: no fewer, and at first no more.
 LEAST_BLOCK, FIRST_BLOCK = 8, 64
-# Acceptance of jumps from which a trajectory comes only before every so many draws.
-JUMPY = ((0.5, 8), (0.25, 2))
+# Acceptance of jumps away from where it is least, but for a share of the draws, from which a trajectory comes only
+# before every so many of them.
+JUMPY, RARE = ((0.3, 16), (0.15, 8), (0.05, 2)), 0.005
 # Leapfrog steps allowed in the first window of warm-up; twice as many in each that follows.
 FIRST_STEPS = 16
 # Weights that must be flattened further than to this power tell nothing about where the posterior is.
@@ -114,20 +117,16 @@ class _Kernel:
         return cls(metric, step, length, jump, int(every))
 
 
-class _Record:
+class _Draws:
     """Draws and statistics as they come, in blocks (draw, chain, ...)."""
 
-    def __init__(self, blocks: list[dict[str, Tensor]] | None = None) -> None:
+    def __init__(self, blocks: list[Record] | None = None) -> None:
         self.blocks = blocks or []
-
-    def add(self, rows: list[dict[str, Tensor]]) -> None:
-        """A block of draws of every chain, each with its statistics."""
-        self.blocks.append({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
 
     def __len__(self) -> int:
         return sum(len(block["z"]) for block in self.blocks)
 
-    def all(self) -> dict[str, Tensor]:
+    def all(self) -> Record:
         """So far, by name."""
         if len(self.blocks) > 1:
             names = self.blocks[0]
@@ -139,8 +138,8 @@ class _Record:
         return {f"draw_{name}": values.numpy() for name, values in self.all().items()}
 
     @classmethod
-    def kept(cls, arrays: Mapping[str, np.ndarray]) -> _Record:
-        """The record that `arrays` took apart."""
+    def kept(cls, arrays: Mapping[str, np.ndarray]) -> _Draws:
+        """The draws that `arrays` took apart."""
         found = {
             name.removeprefix("draw_"): torch.as_tensor(values)
             for name, values in arrays.items()
@@ -191,7 +190,7 @@ def run(
     store = Checkpoint(checkpoint, "ensemble", density, {**settings, "target": target_acceptance})
     if arrays := store.load():
         basins = _Basins(*(torch.as_tensor(arrays[name]) for name in ("modes", "factors")))
-        kernel, record = _Kernel.kept(arrays), _Record.kept(arrays)
+        kernel, record = _Kernel.kept(arrays), _Draws.kept(arrays)
         state = state_at(density, torch.as_tensor(arrays["z"]))
         generator.set_state(torch.as_tensor(arrays["generator"]))
         warm = int(arrays["warm"])
@@ -202,7 +201,7 @@ def run(
         state, kernel, warm = _warm_up(
             density, state, kernel, basins, warmup, target_acceptance, generator
         )
-        record = _Record()
+        record = _Draws()
 
     def keep() -> None:
         known = {"modes": basins.modes.numpy(), "factors": basins.factors.numpy()}
@@ -211,19 +210,17 @@ def run(
 
     keep()
     kept = time.monotonic()
-    reached = float(np.min(bulk_ess(record.all()["z"].numpy()))) if len(record) else 0.0
+    reached = _reached(record.all()["z"].numpy()) if len(record) else 0.0
     while len(record) < most:
         block = _block_size(len(record), reached, ess, chains, 1 if kernel.jump is None else 3)
-        rows: list[dict[str, Tensor]] = []
-        for row in _draws(density, state, kernel, min(block, most - len(record)), generator):
-            rows.append(row)
-            if kernel.jump is None:
-                report(min(int(reached), ess), ess, f"{len(record) + len(rows)} draws a chain")
-        record.add(rows)
-        state = state_at(density, rows[-1]["z"])
+        block = min(block, most - len(record))
+        # Without jumps a block may take long, and is told of piece by piece.
+        for piece in [block] if kernel.jump is not None else _pieces(block):
+            state, more = _draws(density, state, kernel, piece, generator)
+            record.blocks.append(more)
+            report(min(int(reached), ess), ess, f"{len(record)} draws a chain")
         draws = record.all()["z"].numpy()
-        reached = float(np.min(bulk_ess(draws)))
-        report(min(int(reached), ess), ess, f"{len(record)} draws a chain")
+        reached = _reached(draws)
         agreed = reached >= ess and float(np.max(nested_r_hat(draws))) <= R_HAT
         if (agreed and len(record) >= least) or _stuck(draws, reached, ess):
             break
@@ -243,12 +240,22 @@ def run(
     return Draws(z, {name: v.numpy() for name, v in found.items()}, None, None, attrs)
 
 
+def _reached(draws: np.ndarray) -> float:
+    """Effective draws of the worst dimension: of its bulk, and of its mean with a share of what is asked for."""
+    return float(min(np.min(bulk_ess(draws)), np.min(mean_ess(draws)) / MEAN))
+
+
+def _pieces(n: int) -> list[int]:
+    """A number of draws in pieces that are told of."""
+    return [min(LEAST_BLOCK, n - start) for start in range(0, n, LEAST_BLOCK)]
+
+
 def _stuck(draws: np.ndarray, reached: float, ess: int) -> bool:
     """Whether twice the draws are hardly worth more than half of them: some chain does not get away."""
     half = len(draws) // 2
     if half < TRIAL or reached > 0.5 * ess:
         return False
-    return reached < GROWING * float(np.min(bulk_ess(draws[:half])))
+    return reached < GROWING * _reached(draws[:half])
 
 
 def _block_size(done: int, reached: float, ess: int, chains: int, growth: int) -> int:
@@ -367,22 +374,35 @@ def _warm_up(
         kernel.step, kernel.length = step.value, length.value
         z = torch.stack([s.z for s in seen])
         flat, before = z.flatten(0, 1), kernel.jump
+        values = torch.cat([s.value for s in seen])
         if kernel.jump is not None:
-            kernel.jump = taught(kernel.jump, flat, torch.cat([s.value for s in seen]))
+            kernel.jump = taught(kernel.jump, flat, values)
         learnt = kernel.jump is not before or (kernel.jump is None or taken < JUMP)
-        kernel.every = next((every for least, every in JUMPY if taken > least), 1)
         if _agree(z) and (not learnt or done >= ENOUGH):
             break
         kernel.metric = basins.metric(flat)
         window, cap = int(window * GROWTH), 2 * cap
+    if kernel.jump is not None:
+        kernel.every = _every(density, kernel.jump, flat, values, generator)
     for _ in range(HALVED if kernel.jump is None else 0):
-        rows = list(_draws(density, state, kernel, TRIAL, generator))
-        state = state_at(density, rows[-1]["z"])
+        state, found = _draws(density, state, kernel, TRIAL, generator)
         done += TRIAL
-        if not any(bool(row["diverging"].any()) for row in rows):
+        if not found["diverging"].any():
             break
         kernel.step *= 0.5
     return state, kernel, done
+
+
+def _every(
+    density: Density, jump: Mixture, z: Tensor, values: Tensor, generator: torch.Generator
+) -> int:
+    """Draws from one trajectory to the next: few where some draws of the posterior are hardly jumped away from."""
+    places = jump.sample(VALUES, generator)
+    there = density.values(places) - jump.log_prob(places)
+    here = values - jump.log_prob(z)
+    chance = torch.exp((there - here[:, None]).clamp(max=0.0)).mean(1).nan_to_num(nan=0.0)
+    least = float(chance.quantile(RARE))
+    return next((every for enough, every in JUMPY if least > enough), 1)
 
 
 def _agree(z: Tensor) -> bool:
@@ -400,48 +420,31 @@ def _steps(length: float, step: float) -> int:
 
 def _draws(
     density: Density, state: State, kernel: _Kernel, n: int, generator: torch.Generator
-) -> Iterator[dict[str, Tensor]]:
-    """So many draws of every chain, with what is known of each; all jumps of a block are worked out at once."""
-    chains, dim = state.z.shape
-    jump = kernel.jump
-    kind: dict[str, Any] = {"dtype": state.z.dtype, "generator": generator}
-    if jump is not None:
-        flat = jump.sample(n * chains, generator)
-        places = flat.reshape(n, chains, dim)
-        values, densities = (
-            f.reshape(n, chains) for f in (density.values(flat), jump.log_prob(flat))
-        )
-    here = torch.zeros(chains)
-    for i in range(n):
-        row = {
-            "diverging": torch.zeros(chains, dtype=torch.bool),
-            "n_steps": torch.zeros(chains, dtype=torch.int64),
-            "step_size": torch.zeros(chains, dtype=state.z.dtype),
+) -> tuple[State, Record]:
+    """So many draws of every chain, with what is known of each; all jumps are worked out at once."""
+    chains = len(state.z)
+
+    def trajectory(now: State, stale: bool) -> tuple[State, Record]:
+        now = state_at(density, now.z) if stale else now
+        share = SHORTEST + (LONGEST_STEP - SHORTEST) * float(torch.rand(1, generator=generator))
+        steps = _steps(_jitter(generator) * kernel.length, share * kernel.step)
+        moved = move(density, now, kernel.metric, share * kernel.step, steps, generator)
+        return moved.state, {
+            "acceptance_rate": moved.probability,
+            "diverging": moved.diverging & (share < SHORT),
+            "n_steps": torch.full((chains,), steps),
+            "step_size": torch.full((chains,), share * kernel.step, dtype=now.z.dtype),
         }
-        if i % kernel.every == 0:
-            # Jumps leave the gradient of where they came from.
-            state = state_at(density, state.z) if i and jump is not None else state
-            share = float(torch.rand(1, generator=generator))
-            share = SHORTEST + (LONGEST_STEP - SHORTEST) * share
-            steps = _steps(_jitter(generator) * kernel.length, share * kernel.step)
-            moved = move(density, state, kernel.metric, share * kernel.step, steps, generator)
-            state, row["acceptance_rate"] = moved.state, moved.probability
-            row["diverging"] = moved.diverging & (share < SHORT)
-            row["n_steps"] += steps
-            row["step_size"] += share * kernel.step
-            here = here if jump is None else jump.log_prob(state.z)
-        if jump is not None:
-            gain = values[i] - densities[i] - state.value + here
-            gain = torch.nan_to_num(gain, nan=-torch.inf, posinf=-torch.inf)
-            taken = torch.rand(chains, **kind).log() < gain
-            state = state.where(taken, State(places[i], values[i], state.gradient))
-            here = torch.where(taken, densities[i], here)
-            row["jumped"] = taken
-            row.setdefault("acceptance_rate", torch.exp(gain.clamp(max=0.0)))
-        # With a fresh momentum, as a trajectory from here would begin.
-        momentum = torch.randn(chains, dim, **kind)
-        row["energy"] = 0.5 * momentum.square().sum(-1) - state.value
-        yield row | {"z": state.z, "lp": state.value}
+
+    jumps = None
+    if kernel.jump is not None:
+        flat = kernel.jump.sample(n * chains, generator)
+        values, log_q = density.values(flat), kernel.jump.log_prob(flat)
+        flat, values, log_q = (t.reshape(n, chains, *t.shape[1:]) for t in (flat, values, log_q))
+        jumps = Jumps.to(flat, values, log_q, kernel.jump.log_prob)
+    state, found = strokes(state, n, kernel.every, trajectory, jumps, generator)
+    # The gradient of before the jumps is of no use, and values alone are rounded otherwise.
+    return state_at(density, state.z), found
 
 
 def _jumped(

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -32,6 +32,7 @@ from .hmc import Metric, State, move
 from .lifting import lift
 from .modes import WIDER, climb
 from .runs import LIBRARIES, Progress, RunError, digest, library_version
+from .strokes import Jumps, Record, strokes
 
 __all__ = ["fit_stack"]
 
@@ -214,9 +215,6 @@ class _Kernel:
     bells: _Bells
 
 
-Record = dict[str, Tensor]
-
-
 def fit_stack(
     model: Model,
     datasets: Sequence[xr.Dataset],
@@ -304,13 +302,13 @@ def _group(stack: _Stack, length: int, thin: int, ess: int, seed: int) -> Record
     state, kernel, basins = _start(stack, seed, generator)
     for window in WINDOWS:
         state = _warm_up(stack, state, kernel, window, generator)
-    kept: list[Record] = []
+    pieces = []
     for _ in range(thin):
-        rows = list(_draws(stack, state, kernel, length, generator))
-        state = State(rows[-1]["z"], *stack.gradient(rows[-1]["z"]))
-        kept += rows
-    kept = kept[thin - 1 :: thin]
-    found = {name: torch.stack([row[name] for row in kept], 2) for name in kept[0]}
+        state, piece = _draws(stack, state, kernel, length, generator)
+        pieces.append(piece)
+    joined = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+    # One of so many draws, and (dataset, chain, draw, ...).
+    found = {name: values[thin - 1 :: thin].movedim(0, 2) for name, values in joined.items()}
     reached, agreed = _quality(found["z"])
     found |= {"bulk_ess": reached, "nested_r_hat": agreed, "basins": basins}
     found["settled"] = (reached >= ess) & (agreed <= _allowed(reached))
@@ -398,18 +396,14 @@ def _warm_up(
     stack: _Stack, state: State, kernel: _Kernel, window: int, generator: torch.Generator
 ) -> State:
     """Adapt every dataset's step size along a window, and from its draws the metric and the jumps."""
-    seen = []
-    for t, row in enumerate(_draws(stack, state, kernel, window, generator, every=1)):
-        gap = row["acceptance_rate"].mean(1)[:, None, None] - TARGET
-        kernel.step = kernel.step * torch.exp(2 / math.sqrt(t + 1) * gap)
-        seen.append(row["z"])
-    draws = torch.cat(seen, 1)
+    state, found = _draws(stack, state, kernel, window, generator, adapt=True)
+    draws = found["z"].movedim(0, 1).flatten(1, 2)
     offset = draws - draws.mean(1, keepdim=True)
     covariance = offset.mT @ offset / (draws.shape[1] - 1)
     ridge = torch.diag_embed(1e-10 * torch.diagonal(covariance, dim1=-2, dim2=-1) + 1e-300)
     kernel.metric = _round(covariance)
     kernel.bells = _Bells(draws.mean(1), torch.linalg.cholesky(covariance + ridge))
-    return State(seen[-1], *stack.gradient(seen[-1]))
+    return state
 
 
 def _draws(
@@ -418,38 +412,34 @@ def _draws(
     kernel: _Kernel,
     n: int,
     generator: torch.Generator,
-    every: int = EVERY,
-) -> Iterator[Record]:
-    """So many draws of every chain, with what is known of each; the jumps are worked out at once."""
-    size, chains, dim = state.z.shape
-    kind: dict[str, Any] = {"dtype": state.z.dtype, "generator": generator}
+    adapt: bool = False,
+) -> tuple[State, Record]:
+    """So many draws of every chain (draw, dataset, chain, ...); adapting, with a trajectory before each."""
+    size, chains, _ = state.z.shape
+    done = 0
+
+    def trajectory(now: State, stale: bool) -> tuple[State, Record]:
+        nonlocal done
+        now = State(now.z, *stack.gradient(now.z)) if stale else now
+        length = 0.5 * math.pi * (0.5 + float(torch.rand(1, generator=generator)))
+        steps = max(1, min(64, round(length / float(kernel.step.median()))))
+        moved = move(stack, now, kernel.metric, kernel.step, steps, generator)  # type: ignore[arg-type]
+        done += 1
+        if adapt:
+            gap = moved.probability.mean(1)[:, None, None] - TARGET
+            kernel.step = kernel.step * torch.exp(2 / math.sqrt(done) * gap)
+        return moved.state, {"acceptance_rate": moved.probability, "diverging": moved.diverging}
+
     bells = kernel.bells
     flat = bells.sample(n * chains, generator)
-    places = flat.reshape(size, n, chains, dim)
-    values, densities = (
-        f.reshape(size, n, chains) for f in (stack.values(flat), bells.log_prob(flat))
+    values, log_q = stack.values(flat), bells.log_prob(flat)
+    flat, values, log_q = (
+        t.reshape(size, n, chains, *t.shape[2:]).movedim(1, 0) for t in (flat, values, log_q)
     )
-    moved, here = None, torch.zeros(size, chains)
-    for i in range(n):
-        row = {"diverging": torch.zeros(size, chains, dtype=torch.bool)}
-        if i % every == 0:
-            # Jumps leave the gradient of where they came from.
-            state = State(state.z, *stack.gradient(state.z)) if i else state
-            length = 0.5 * math.pi * (0.5 + float(torch.rand(1, generator=generator)))
-            steps = max(1, min(64, round(length / float(kernel.step.median()))))
-            moved = move(stack, state, kernel.metric, kernel.step, steps, generator)  # type: ignore[arg-type]
-            state = moved.state
-            row["diverging"], row["acceptance_rate"] = moved.diverging, moved.probability
-            here = bells.log_prob(state.z)
-        gain = values[:, i] - densities[:, i] - state.value + here
-        gain = torch.nan_to_num(gain, nan=-torch.inf, posinf=-torch.inf)
-        taken = torch.rand(size, chains, **kind).log() < gain
-        state = state.where(taken, State(places[:, i], values[:, i], state.gradient))
-        here = torch.where(taken, densities[:, i], here)
-        row.setdefault("acceptance_rate", torch.exp(gain.clamp(max=0.0)))
-        momentum = torch.randn(size, chains, dim, **kind)
-        row["energy"] = 0.5 * momentum.square().sum(-1) - state.value
-        yield row | {"z": state.z, "lp": state.value}
+    jumps = Jumps.to(flat, values, log_q, bells.log_prob)
+    every = 1 if adapt else EVERY
+    state, found = strokes(state, n, every, trajectory, jumps, generator)
+    return State(state.z, *stack.gradient(state.z)), found
 
 
 def _alone(found: Record, i: int, density: Density, ess: int, chains: int, seed: int) -> None:

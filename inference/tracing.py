@@ -7,6 +7,7 @@ out, what is worked out twice is worked out once, and the rest is compiled to To
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,12 +32,13 @@ class _Place:
 
 @dataclass
 class _Step:
-    """An operation, its arguments with places for tensors, and the places of what it makes."""
+    """An operation, its arguments with places for tensors, and the places of what it makes, one or several."""
 
     function: Any
     arguments: list[Any]
     layout: Any
     made: list[int]
+    several: bool = False
 
 
 class _Tape(TorchDispatchMode):
@@ -89,7 +91,7 @@ class _Tape(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 known = self.places.get(id(tensor))
                 made.append(self._add(tensor) if known is None else known)
-        self.steps.append(_Step(func, places, layout, made))
+        self.steps.append(_Step(func, places, layout, made, not isinstance(result, Tensor)))
         return result
 
 
@@ -113,12 +115,14 @@ class Graph:
         return (found,) if isinstance(found, Tensor) else tuple(found)
 
 
-def trace(function: Callable[..., Tensors], examples: Tensors) -> Graph:
+def trace(function: Callable[..., Tensors], examples: Tensors, *, fuse: bool = False) -> Graph:
     """Compile a function of tensors that gives a tuple of tensors.
 
     Args:
         function: must do the same operations whatever the values.
         examples: tensors of the shapes that it will be called with.
+        fuse: join the operations to a few loops with Torch's own compiler, at the first call: it takes many seconds
+            and a C++ compiler.
 
     Raises:
         RuntimeError: when the function asks for a value.
@@ -128,6 +132,9 @@ def trace(function: Callable[..., Tensors], examples: Tensors) -> Graph:
     ends = [tape.place(result) for result in results]
     steps, constants, ends = _simplified(tape, len(examples), ends)
     kept = [tape.tensors[i].detach() for i in constants]
+    if fuse:
+        module = _module(steps, [*range(len(examples)), *constants], ends)
+        return Graph(torch.compile(module, fullgraph=True, dynamic=False), kept)
 
     def replay(*values: Tensor) -> Tensors:
         known = dict(zip([*range(len(examples)), *constants], values, strict=True))
@@ -264,6 +271,23 @@ def _key(step: _Step) -> Any:
     except TypeError:
         return id(step)
     return whole
+
+
+def _module(steps: list[_Step], given: list[int], ends: list[int]) -> torch.nn.Module:
+    """Steps as a module that Torch's compiler reads."""
+    graph = torch.fx.Graph()
+    known = {place: graph.placeholder(f"given_{place}") for place in given}
+    for step in steps:
+        flat = [known[a.index] if isinstance(a, _Place) else a for a in step.arguments]
+        args, kwargs = tree_unflatten(flat, step.layout)
+        node = graph.call_function(step.function, tuple(args), kwargs)
+        if len(step.made) == 1 and not step.several:
+            known[step.made[0]] = node
+        else:
+            for i, place in enumerate(step.made):
+                known[place] = graph.call_function(operator.getitem, (node, i))
+    graph.output(tuple(known[i] for i in ends))
+    return torch.fx.GraphModule(torch.nn.Module(), graph)
 
 
 def _compiled(replay: Callable[..., Any], examples: tuple[Tensor, ...]) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ from pyro.distributions import Normal
 from scipy.stats import norm
 
 from atomzoo.inference import ensemble
-from atomzoo.inference.convergence import bulk_ess, nested_r_hat
+from atomzoo.inference.convergence import bulk_ess, mean_ess, nested_r_hat
 from atomzoo.inference.fit import fit, make_density
 from atomzoo.inference.hmc import Metric
 from atomzoo.inference.runs import RunError
@@ -44,6 +44,9 @@ def test_the_effective_sample_size_is_arvizs(share, shape):
     theirs = azs.ess(xr.DataArray(draws.transpose(1, 0, 2), dims=("chain", "draw", "k"))).values
     # Where the sequence is cut off differs by a lag at most.
     np.testing.assert_allclose(ours, theirs, rtol=0.1)
+    array = xr.DataArray(draws.transpose(1, 0, 2), dims=("chain", "draw", "k"))
+    theirs = azs.ess(array, method="mean").values
+    np.testing.assert_allclose(mean_ess(draws), theirs, rtol=0.1)
 
 
 def test_nested_r_hat_is_arvizs():
