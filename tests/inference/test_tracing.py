@@ -1,5 +1,6 @@
 """Traces: the same numbers as the function, for other values too; and nothing heavy is imported for them."""
 
+import shutil
 import subprocess
 import sys
 
@@ -81,3 +82,19 @@ def test_a_fit_imports_no_compiler():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="Torch's compiler needs a C++ compiler")
+def test_a_fused_trace_gives_the_same():
+    code = (
+        "import atomzoo, torch; from atomzoo.inference.fit import make_density\n"
+        "wall = atomzoo.simulate('wall_second_order', seed=1)\n"
+        "plain, fused = (make_density('wall_second_order', wall, fuse=f) for f in (False, True))\n"
+        "z = plain.initial(70, 0)\n"
+        "pairs = zip(plain.gradient(z), fused.gradient(z))\n"
+        "same = all(torch.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in pairs)\n"
+        "print(plain.path, fused.path, same)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "traced fused True"
