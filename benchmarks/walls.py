@@ -482,7 +482,10 @@ def coverage_table(results: dict[str, list[dict[str, Any]]]) -> str:
             for key, share in inside.items()
         )
         rows.append([SHORT[name], str(len(found)), parts, percent(float(failed))])
-    return table(["wall", "n", "90 % intervals that cover the truth %", "a gate of the sampling failed %"], rows)
+    return table(
+        ["wall", "n", "90 % intervals that cover the truth %", "a gate of the sampling failed %"],
+        rows,
+    )
 
 
 def whole_text(results: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:

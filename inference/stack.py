@@ -48,7 +48,7 @@ WINDOWS = (16, 16)
 # Climbs for every dataset, and how many of them begin high up.
 CLIMBS, HIGH = 32, 8
 # Draws from one trajectory to the next, and draws for every effective one asked for.
-EVERY, SPARE = 4, 2.25
+EVERY, SPARE = 4, 3.0
 # Draws for every one that is kept, at first and then for what was not settled; what is left is fitted alone.
 THINNED = (1, 4)
 NU = 5.0
