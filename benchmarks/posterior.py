@@ -60,6 +60,8 @@ BATCH = {"ours": MANY, "shared": 20, "by_hand": 100, "vmapped": MANY}
 CELLS, NOISE = 200, 0.05
 R_HAT, MOST_CHAINS = 1.01, 4
 FALSE_ALARMS = 0.001
+# Effective draws below which a run tells nothing.
+TELLING = 200
 # Least share of the time that a single thread has a processor on a quiet machine.
 QUIET = 0.9
 # Beyond this kurtosis the error of a moment is not to be had from draws.
@@ -433,6 +435,8 @@ def allowed_r_hat(ess: Any) -> Any:
 
 def fault(run: Found, known: Moments) -> str:
     """Why draws are no answer: chains that do not agree, or moments that are not those of the posterior."""
+    if run["ess"] < TELLING:
+        return f"{run['ess']:.0f} effective draws at most"
     if not run["r_hat"] <= allowed_r_hat(run["ess"]):
         return f"R̂ {run['r_hat']:.2f}"
     scores = [0.0]
@@ -505,7 +509,12 @@ def ratio(answers: dict[str, Answer], part: str) -> str:
     """The best peer's seconds over ours."""
     ours = _one(answers.get("atomzoo"), part)
     theirs = [s for n, a in answers.items() if n != "atomzoo" and (s := _one(a, part))]
-    return f"{min(theirs) / ours:.2g}" if ours and theirs else "–"
+    if ours and theirs:
+        return f"{min(theirs) / ours:.2g}"
+    asked = [a for n, a in answers.items() if n != "atomzoo" and (getattr(a, part) or a.fault)]
+    if ours and asked:
+        return "only atomzoo"
+    return "only peers" if theirs else "–"
 
 
 def _one(found: Answer | None, part: str) -> float | None:

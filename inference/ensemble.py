@@ -56,8 +56,9 @@ SHORTEST, LONGEST_STEP, SHORT = 0.25, 1.15, 0.5
 TRIAL, HALVED = 32, 2
 # Share of the effective draws asked for that every mean must have too.
 MEAN = 0.25
-# Growth of the effective sample size, while the draws double, below which it is not worth while to go on.
-GROWING = 1.2
+# Growth of the effective sample size, while the draws double, below which it is not worth while to go on. It is looked
+# at while there are few: no more than a share of what is asked for, and than a number.
+GROWING, FEW, ENOUGH_TO_TELL = 1.2, 0.2, 1000
 # Draws between two looks at the effective sample size: no fewer, and at first no more.
 LEAST_BLOCK, FIRST_BLOCK = 8, 64
 # Acceptance of jumps away from where it is least, but for a share of the draws, from which a trajectory comes only
@@ -253,7 +254,7 @@ def _pieces(n: int) -> list[int]:
 def _stuck(draws: np.ndarray, reached: float, ess: int) -> bool:
     """Whether twice the draws are hardly worth more than half of them: some chain does not get away."""
     half = len(draws) // 2
-    if half < TRIAL or reached > 0.5 * ess:
+    if half < TRIAL or reached > min(FEW * ess, ENOUGH_TO_TELL):
         return False
     return reached < GROWING * _reached(draws[:half])
 
