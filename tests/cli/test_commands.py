@@ -200,7 +200,7 @@ def test_fit_takes_priors_options_and_seeds(cli, wall, tmp_path):
     path = tmp_path / "run.nc"
     options = ("--prior", "BaTiO3", "-P", "noise=0.05", "-P", "P_s=Normal(1, 0.1)")
     found = cli(
-        "fit", "wall_second_order", wall, "-o", path, *options, "-O", "draws=60", "--seed", 7
+        "fit", "wall_second_order", wall, "-o", path, *options, "-O", "ess=300", "--seed", 7
     )
     assert found.code == 0, found
     run = read_run(path)
@@ -208,19 +208,20 @@ def test_fit_takes_priors_options_and_seeds(cli, wall, tmp_path):
     assert (prior["noise"], prior["P_s"]) == ("0.05", "Normal(1, 0.1)")
     assert prior["L_c"].startswith("LogNormal")
     assert "noise" not in run["posterior"]
-    assert run["posterior"].sizes["draw"] == 60
+    assert json.loads(run.attrs["runner_options"]) == {"ess": 300}
     assert run.attrs["seed"] == 7
     assert re.search(r"P_s +1\.", found.out)
 
 
 def test_strict_exits_with_one_when_a_gate_failed_and_keeps_the_run(cli, wall, tmp_path):
     path = tmp_path / "run.nc"
-    found = cli("fit", "wall_second_order", wall, "-o", path, "-O", "draws=20", "--strict", "-q")
+    few = ("-O", "chains=8", "-O", "ess=1", "-q")
+    found = cli("fit", "wall_second_order", wall, "-o", path, *few, "--strict")
     assert found.code == 1
     assert "failed gates: " in found.err
     assert "FAILED" in found.out
     assert path.exists()
-    assert cli("fit", "wall_second_order", wall, "-o", path, "-O", "draws=20", "-q").code == 0
+    assert cli("fit", "wall_second_order", wall, "-o", path, *few).code == 0
 
 
 def test_progress_goes_to_stderr_in_plain_lines_and_quiet_is_quiet(cli, wall, tmp_path):

@@ -206,7 +206,7 @@ def test_the_logarithm_that_stands_in_for_pyros_has_its_values_and_gradients():
 
 @pytest.fixture(scope="module")
 def mixture_run():
-    return fit(by_bernoulli, columns(1), runner="ensemble", ess=400, seed=1, predictive=0)
+    return fit(by_bernoulli, columns(1), runner="ensemble", ess=4000, seed=1, predictive=0)
 
 
 def elpd_of(run, pointwise):
@@ -227,7 +227,7 @@ def test_the_elpd_of_a_mixture_is_that_of_its_closed_form(mixture_run):
     posterior = run["posterior"].to_dataset().stack(sample=("chain", "draw"))
     value = run["observed_data"]["value"].values
     exact = [two_levels(value, *point) for point in zip(*(posterior[n].values for n in TWO), strict=True)]  # fmt: skip
-    found = azs.loo(run, pointwise=True)
+    found = elpd_of(run, run["log_likelihood"]["value"].values)
     assert float(found.elpd) == pytest.approx(float(elpd_of(run, np.array(exact)).elpd), abs=1e-8)
 
 
@@ -245,6 +245,7 @@ def test_the_elpd_given_classes_that_were_drawn_is_far_too_low(mixture_run):
                 trace = pyro.poutine.trace(pyro.poutine.condition(density.story, given)).get_trace()
             node = trace.nodes["value"]
             conditional.append(node["fn"].log_prob(node["value"]).numpy())
-    summed, sampled = azs.loo(run, pointwise=True), elpd_of(run, np.array(conditional))
+    own = run["log_likelihood"]["value"].values
+    summed, sampled = (elpd_of(run, pointwise) for pointwise in (own, np.array(conditional)))
     assert float(sampled.elpd) < float(summed.elpd) - 10 * float(summed.se)
     assert float(sampled.pareto_k.max()) > 0.7

@@ -138,9 +138,9 @@ def test_unknown_runners_and_options_are_refused_with_what_there_is():
     assert set(RUNNERS) == {"laplace", "ensemble", "nuts", "smc", "exact", "svi"}
 
 
-def test_without_a_preference_nuts_is_used():
-    run = fit(toys.toy_normal, toys.some_numbers(), chains=1, draws=20, warmup=20, predictive=0)
-    assert run.attrs["runner"] == "nuts"
+def test_without_a_preference_the_ensemble_is_used():
+    run = fit(toys.toy_normal, toys.some_numbers(), ess=20, predictive=0)
+    assert run.attrs["runner"] == "ensemble"
 
 
 @pytest.mark.parametrize("content", [b"", b"CDF\x01", b"not a file at all" * 50])

@@ -20,6 +20,7 @@ from atomzoo.inference.calibrate import calibrate
 from atomzoo.inference.runs import RunError
 from atomzoo.inference.workers import Lost, dask_executor, on_executor, on_processes
 from atomzoo.models.files import load_file
+from atomzoo.tests.inference import sbc_models  # noqa: F401  registers the models that are calibrated here
 from atomzoo.tests.inference.worker_tasks import ended_badly, process_of
 
 OPTIONS = {"n": 40, "seed": 5, "starts": 2, "proposals": 500}
@@ -183,7 +184,7 @@ def test_the_command_takes_the_address_of_a_dask_scheduler(cluster, tmp_path):
     from atomzoo.cli import main
 
     paths = [tmp_path / "here.json", tmp_path / "there.json"]
-    typed = ["calibrate", "wall_second_order", "-n", "20", "-O", "starts=2", "-O", "proposals=500"]
+    typed = ["calibrate", "wall_second_order", "-n", "20", "-O", "ess=100", "-O", "chains=16"]
     for path, where in zip(
         paths, (["--workers", "1"], ["--dask", cluster.scheduler_address]), strict=True
     ):

@@ -14,7 +14,7 @@ from atomzoo.inference.runs import read_run, write_run
 from atomzoo.reports.compare import Comparison, compare_runs
 from atomzoo.reports.page import report
 
-SHORT = {"draws": 250, "proposals": 3000, "starts": 12}
+SHORT = {"ess": 1000}
 WALLS = ("wall_second_order", "wall_first_order", "wall_neel", "wall_bloch")
 
 

@@ -19,7 +19,7 @@ from atomzoo.models.model import Card, find
 from atomzoo.reports.compare import Bound, Comparison, Shift, Verdict, compare_runs
 from atomzoo.reports.page import report
 
-SHORT = {"draws": 250, "proposals": 3000, "starts": 12}
+SHORT = {"ess": 1000}
 HOSTILE = """<script>alert("1")</script>'"><img src=x onerror=alert(1)>{{ 7*7 }} $x^{$ \x00\u202e"""
 
 
@@ -127,7 +127,7 @@ def test_a_map_has_the_wall_on_it_and_every_model_its_fit(mapped, read):
     for row in mapped.rows:
         assert any(f"Data (points) against {row.model.name}" in alt for alt in alts)
     assert any("Pair plot" in alt for alt in alts)
-    assert any("Rank histograms of 4 chains" in alt for alt in alts)
+    assert any("Rank histograms of 64 chains in" in alt for alt in alts)
     assert any("Densities of prior" in alt for alt in alts)
 
 
@@ -324,7 +324,7 @@ def test_a_command_is_quoted_for_the_shell(tmp_path):
     page = written(run, tmp_path)
     assert "atomzoo fit wall_second_order 'a b; rm -rf $HOME.csv'" in page.text
     assert "--prior vague -P 'L_c=LogNormal(0.5, 0.5)'" in page.text
-    assert "-O draws=250" in page.text
+    assert "-O ess=1000" in page.text
 
 
 def test_the_commands_make_the_same_data_again(tied, read):

@@ -126,7 +126,7 @@ def test_a_model_or_its_family_adds_pictures_of_its_own(monkeypatch):
 @pytest.fixture(scope="module")
 def leaning():
     data = simulate("ferroelectric_wall", seed=3, rows=9, cells=21, noise=0.02)
-    run = fit("wall_first_order", data, draws=200, proposals=2000)
+    run = fit("wall_first_order", data, ess=500)
     return data, Fitted("wall_first_order", look(0), run, find("wall_first_order"))
 
 
