@@ -189,7 +189,7 @@ def test_an_interrupt_stops_the_workers_and_leaves_no_traceback_of_theirs(tmp_pa
     process.stdout.readline()
     time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
-    out, err = process.communicate(timeout=150)
+    out, err = process.communicate(timeout=300)
     assert out.endswith("stopped\n")
     assert err == ""
     assert ended_within(10, process.pid)
