@@ -440,17 +440,18 @@ class Density:
             return self.total(z) if z.dim() == 1 else vmap(self.total)(z)
 
     def gradient(
-        self, z: Tensor, held: Mapping[str, Tensor] | None = None
+        self, z: Tensor, held: Mapping[str, Tensor] | None = None, *, width: int = BATCH
     ) -> tuple[Tensor, Tensor]:
         """Log density (n,) and its gradient (n, dim) at a batch of flat vectors.
 
         Args:
             z: flat vectors (n, dim).
             held: a value of every alternative for each vector; by default they are summed out.
+            width: points of a batch; there is a trace for every width.
         """
         fixed = [held[site.name] for site in self.alternatives] if held else []
-        traced = self._traced(BATCH, "gradient", bool(held))
-        gradient, value = self._in_batches(traced, BATCH, z, *fixed)
+        traced = self._traced(width, "gradient", bool(held))
+        gradient, value = self._in_batches(traced, width, z, *fixed)
         return value, gradient
 
     def values(self, z: Tensor) -> Tensor:
@@ -614,12 +615,19 @@ class Density:
             self.device,
         )
 
-    def initial(self, n: int, seed: int) -> Tensor:
-        """Starting points: draws from the prior, unconstrained, (n, dim)."""
+    def initial(self, n: int, seed: int, few: int | None = None) -> Tensor:
+        """Starting points: draws from the prior, unconstrained, (n, dim).
+
+        Args:
+            n: how many.
+            seed: of the draws.
+            few: how many where they have to be drawn one by one, by default as many.
+        """
         try:
             return self._initial_at_once(n, seed)
         except RuntimeError:  # not every distribution can draw under vmap
-            return torch.stack([self.unconstrain(draw) for draw in self.prior_draws(n, seed)[0]])
+            draws, _ = self.prior_draws(n if few is None else few, seed)
+            return torch.stack([self.unconstrain(draw) for draw in draws])
 
     def _initial_at_once(self, n: int, seed: int) -> Tensor:
         """What the prior gives is drawn first; what hangs on it is drawn for all at once."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-
-from .density import Density
 
 __all__ = ["Metric", "Moved", "State", "StepSize", "TrajectoryLength", "move", "state_at"]
 
@@ -20,6 +18,14 @@ FULL = 50
 STANDING_OUT = 20
 # Of a trajectory, in round coordinates: twice around.
 LONGEST = 4 * math.pi
+
+
+class Sloped(Protocol):
+    """What chains move on: log density (n,) and its gradient (n, dim) at points."""
+
+    def gradient(self, z: Tensor, /) -> tuple[Tensor, Tensor]:
+        """At points (n, dim)."""
+        ...
 
 
 class State(NamedTuple):
@@ -39,7 +45,7 @@ class State(NamedTuple):
         )
 
 
-def state_at(density: Density, z: Tensor) -> State:
+def state_at(density: Sloped, z: Tensor) -> State:
     """Evaluate the density where the chains are."""
     return State(z, *density.gradient(z))
 
@@ -128,14 +134,14 @@ class Moved(NamedTuple):
 
 
 def move(
-    density: Density,
+    density: Sloped,
     state: State,
     metric: Metric,
-    step: float,
+    step: float | Tensor,
     steps: int,
     generator: torch.Generator,
 ) -> Moved:
-    """One leapfrog trajectory of every chain, accepted or not."""
+    """One leapfrog trajectory of every chain, accepted or not; the step may be each dataset's own."""
     momentum = torch.randn(state.z.shape, dtype=state.z.dtype, generator=generator)
     energy = 0.5 * momentum.square().sum(-1) - state.value
     z, value, gradient = state

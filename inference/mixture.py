@@ -15,7 +15,6 @@ __all__ = [
     "Pool",
     "best_proposal",
     "effective_draws",
-    "log_density",
     "start_mixture",
     "taught",
     "weigh",
@@ -217,11 +216,6 @@ def weigh(
     """Draws of a proposal and their log importance weights."""
     z = mixture.sample(n, generator)
     return z, density.values(z) - mixture.log_prob(z)
-
-
-def log_density(density: Density, z: Tensor) -> Tensor:
-    """Log density at every point, nothing where it does not exist."""
-    return density.values(z)
 
 
 def _refit(mixture: Mixture, z: Tensor, log_weights: Tensor) -> Mixture:

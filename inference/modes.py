@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +32,21 @@ LOOK, SETTLED = 5, 0.05
 LAGGING, UNSEEN = 0.05, 0.004
 
 Held = dict[str, Tensor]
+
+
+class Climbed(Protocol):
+    """What is climbed: a density, or those of several datasets."""
+
+    @property
+    def dim(self) -> int:
+        """Length of a flat vector."""
+        ...
+
+    def gradient(self, z: Tensor, held: Held | None = None, /) -> tuple[Tensor, Tensor]:
+        """Log density (n,) and its gradient (n, dim) at points."""
+        ...
+
+
 # Where it is, its log density, and the Cholesky factor of its covariance.
 Mode = tuple[Tensor, float, Tensor]
 
@@ -38,7 +54,7 @@ Mode = tuple[Tensor, float, Tensor]
 def find_modes(density: Density, starts: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Distinct modes (k, dim), their log densities (k,) and Cholesky factors of their covariances.
 
-    Adam from many starts at once, then damped Newton steps from the best of each basin. Where the model has a few
+    Climbs from many starts at once, then damped Newton steps from the best of each basin. Where the model has a few
     alternatives for the whole dataset, such as graphs, every one of them has its own mode.
     """
     choices = _alternatives(density)
@@ -130,7 +146,7 @@ def spread(points: Tensor) -> Tensor:
 
 
 def climb(
-    density: Density,
+    density: Climbed,
     z: Tensor,
     scale: Tensor,
     held: Held | None = None,
@@ -185,7 +201,7 @@ def _enough(
 
 
 def _bfgs(
-    density: Density,
+    density: Climbed,
     z: Tensor,
     scale: Tensor,
     held: Held | None = None,
@@ -231,7 +247,7 @@ def _bfgs(
     return z, settled
 
 
-def _sane(density: Density, z: Tensor, scale: Tensor, held: Held | None) -> tuple[Tensor, Tensor]:
+def _sane(density: Climbed, z: Tensor, scale: Tensor, held: Held | None) -> tuple[Tensor, Tensor]:
     """Heights and gradients in units of the scale; what is not finite is as low as can be, and flat."""
     height, gradient = density.gradient(z, held)
     fine = torch.isfinite(height) & torch.isfinite(gradient).all(1)
@@ -258,7 +274,7 @@ def _updated(
 
 
 def ascend(
-    density: Density,
+    density: Climbed,
     z: Tensor,
     scale: Tensor,
     held: Held | None = None,

@@ -215,12 +215,12 @@ def _move(
 ) -> None:
     """Move the particles until they have forgotten where they began, and keep every state on the way."""
     islands, _, dim = start.shape
-    state = state_at(path, start.flatten(0, 1))  # type: ignore[arg-type]
+    state = state_at(path, start.flatten(0, 1))
     kept, distance, accepted = [state.z], [torch.zeros(dim)], 0.0
     jitter = 0.5 + torch.rand(4 * least, dtype=torch.float64, generator=generator)
     for i in range(1, 4 * least):
         steps = min(math.ceil(LENGTH * float(jitter[i]) / now.step), MOST_STEPS)
-        moved = move(path, state, metric, now.step, steps, generator)  # type: ignore[arg-type]
+        moved = move(path, state, metric, now.step, steps, generator)
         probability = float(moved.probability.mean())
         accepted += probability
         now.step *= math.exp(probability - ACCEPTANCE)

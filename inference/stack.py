@@ -88,7 +88,7 @@ class _Stack:
         """Number of datasets."""
         return len(self.inputs[0])
 
-    def gradient(self, z: Tensor, held: None = None) -> tuple[Tensor, Tensor]:
+    def gradient(self, z: Tensor, held: object = None) -> tuple[Tensor, Tensor]:
         """Log density and its gradient at points (dataset, n, dim), or (dataset × n, dim)."""
         slopes, value = self._at("gradient", z.reshape(self.size, -1, self.dim), self.chains)
         return value.reshape(z.shape[:-1]), slopes.reshape(z.shape)
@@ -344,7 +344,7 @@ def _start(stack: _Stack, seed: int, generator: torch.Generator) -> tuple[State,
         [_taken(drawn, order), middle + WIDER * (drawn - middle)[:, : CLIMBS - HIGH]], 1
     )
     wide = scale.expand_as(first)
-    z, ended = climb(stack, first.flatten(0, 1), wide.flatten(0, 1), each_counts=True)  # type: ignore[arg-type]
+    z, ended = climb(stack, first.flatten(0, 1), wide.flatten(0, 1), each_counts=True)
     z = z.reshape(first.shape)
     height = torch.nan_to_num(stack.gradient(z)[0], nan=-torch.inf)
     best = height.argmax(1)
@@ -423,7 +423,7 @@ def _draws(
         now = State(now.z, *stack.gradient(now.z)) if stale else now
         length = 0.5 * math.pi * (0.5 + float(torch.rand(1, generator=generator)))
         steps = max(1, min(64, round(length / float(kernel.step.median()))))
-        moved = move(stack, now, kernel.metric, kernel.step, steps, generator)  # type: ignore[arg-type]
+        moved = move(stack, now, kernel.metric, kernel.step, steps, generator)
         done += 1
         if adapt:
             gap = moved.probability.mean(1)[:, None, None] - TARGET

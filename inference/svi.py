@@ -32,10 +32,9 @@ from .guides import GUIDES, Guide
 from .importance import chosen, mean_weight, smoothed
 from .laplace import no_latents
 from .minibatch import Minibatch
-from .mixture import Mixture, effective_draws, log_density, start_mixture
+from .mixture import Mixture, effective_draws, start_mixture
 from .modes import find_modes, spread
 from .runs import Draws, Progress, RunError
-from .tempered import prior_draws
 from .training import Training
 
 __all__ = ["run"]
@@ -199,7 +198,7 @@ def _with_guide(
     generator = torch.Generator().manual_seed(int(torch.randint(2**62, (1,))))
     with torch.no_grad():
         z, log_q = guide.sample(_noise(guide, proposals, generator))
-        value = log_density(density, z)
+        value = density.values(z)
         log_weights = value - log_q
         if not torch.isfinite(log_weights).any():
             raise RunError("the posterior is zero at every draw of the guide; check the prior")
@@ -242,7 +241,7 @@ def _begin(
         return guide, training, _put_together(arrays)
     report(0, plan.steps, "climbing to the modes")
     modes, heights, factors = find_modes(density, plan.starts, plan.seed)
-    wide = prior_draws(density, LOOK, LOOK, plan.seed)
+    wide = density.initial(LOOK, plan.seed)
     starts = [*zip(modes, factors, strict=True), (wide.median(0).values, torch.diag(spread(wide)))]
     guides = [family(center, factor, plan.rank) for center, factor in starts]
     bounds = torch.stack([_look(density, guide) for guide in guides])
@@ -269,7 +268,7 @@ def _look(density: Density, guide: Guide) -> Tensor:
     """The bound of a guide at the start."""
     with torch.no_grad():
         z, log_q = guide.sample(_noise(guide, LOOK))
-        return (log_density(density, z) - log_q).mean()
+        return (density.values(z) - log_q).mean()
 
 
 class _LogDensity(torch.autograd.Function):
@@ -315,7 +314,7 @@ def _missed(
     others = mixture.sample(CHECKS, generator)
     own = torch.cat([log_q, guide(others)])
     around = mixture.log_prob(torch.cat([z, others]))
-    value = torch.cat([value, log_density(density, others)])
+    value = torch.cat([value, density.values(others)])
     both = torch.logaddexp(own + math.log(len(z)), around + math.log(CHECKS))
     log_weights = value - both
     evidence = torch.logsumexp(log_weights, 0)

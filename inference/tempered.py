@@ -8,16 +8,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 
-from ..models.model import sampled
 from .density import Density, Values, sum_product
 from .mixture import Mixture
-from .supports import bijection
 
-__all__ = ["PriorDensity", "Tempered", "prior_draws"]
+__all__ = ["PriorDensity", "Tempered"]
 
 # Numbers in one tensor over all points and all observations: 64 MB.
 MOST_NUMBERS = 8_000_000
@@ -71,14 +68,14 @@ class Tempered:
         """
         seed = int(torch.randint(2**31, (1,), generator=generator))
         counts = [groups * max(1, round(WIDE * n)) for n in (few, many)]
-        wide = prior_draws(self.density, counts[0], counts[1], seed)
+        wide = self.density.initial(counts[1], seed, counts[0])
         near = self.mixture.sample(round(len(wide) * (1 / WIDE - 1)), generator)
         dim = wide.shape[1]
         return torch.cat([wide.reshape(groups, -1, dim), near.reshape(groups, -1, dim)], 1)
 
     def gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Log density (n,) up to a constant, and its gradient (n, dim)."""
-        value, slope = self._wide(self.density, z)
+        value, slope = self.density.gradient(z, width=self.width)
         if self.power == 1:
             return value, slope
         base, base_slope = self._reference(z)
@@ -87,24 +84,17 @@ class Tempered:
 
     def log_ratio(self, z: Tensor) -> Tensor:
         """Log of posterior over reference at every point, minus infinity where there is no posterior."""
-        difference = self._wide(self.density, z)[0] - self._reference(z)[0]
+        difference = self.density.gradient(z, width=self.width)[0] - self._reference(z)[0]
         return torch.nan_to_num(difference, nan=-torch.inf, posinf=-torch.inf)
 
     def _reference(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        wide, wide_slope = self._wide(self.prior, z)
+        wide, wide_slope = self.prior.gradient(z, width=self.width)
         near, near_slope = _gradient(self.mixture, z)
         both = torch.stack([wide + math.log(WIDE), near + math.log(1 - WIDE)])
         both = torch.nan_to_num(both, nan=-torch.inf)
         share = torch.softmax(both, 0)[..., None]
         slopes = torch.nan_to_num(torch.stack([wide_slope, near_slope]))
         return torch.logsumexp(both, 0), (share * slopes).sum(0)
-
-    def _wide(self, density: Density, z: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Density.gradient`, in batches of one size that is as wide as memory allows."""
-        traced = density._traced(self.width)
-        parts = [traced(_padded(part, self.width)) for part in z.split(self.width)]
-        gradient, value = (torch.cat(pieces)[: len(z)] for pieces in zip(*parts, strict=True))
-        return value.detach(), gradient.detach()
 
 
 def _gradient(mixture: Mixture, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,23 +107,3 @@ def _gradient(mixture: Mixture, z: Tensor) -> tuple[Tensor, Tensor]:
     pull = torch.linalg.solve_triangular(mixture.factors.mT, white, upper=True)
     share = torch.exp(parts - value[:, None]).T * (mixture.nu + dim)
     return value, -(share[:, None] * pull / (mixture.nu + white.square().sum(1, True))).sum(0).T
-
-
-def _padded(z: Tensor, width: int) -> Tensor:
-    return z if len(z) == width else torch.cat([z, z[-1:].expand(width - len(z), -1)])
-
-
-def prior_draws(density: Density, few: int, many: int, seed: int) -> Tensor:
-    """Unconstrained draws from the prior: many where they can be drawn all at once, few where one by one."""
-    with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), torch.no_grad():
-        torch.manual_seed(seed)
-        with pyro.poutine.trace() as tracer, density.handlers():
-            density.story()
-        drawn = {name: node["fn"] for name, node in sampled(tracer.trace)}
-        fns = [drawn[site.name] for site in density.sites]
-        if any(
-            fn is not density.prior.get(s.name) for s, fn in zip(density.sites, fns, strict=True)
-        ):
-            return density.initial(few, seed)
-        free = [bijection(fn).inv(fn.sample((many,))).reshape(many, -1) for fn in fns]
-    return torch.cat(free, 1).to(torch.float64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyro
 import torch
@@ -180,3 +182,13 @@ def consistent(z: np.ndarray, islands: int | None = None) -> tuple[float, float,
         z = stats.norm.ppf(stats.t(islands - 1).cdf(z))
     low, high = stats.chi2(len(z)).ppf([0.0005, 0.9995])
     return float(np.square(z).sum()), float(low), float(high)
+
+
+def seeded(run: Any, density: Density, **options: Any) -> tuple[Any, Any]:
+    """Two runs of one seed, which must be the same, unlike one of another; the global state must stay as it was."""
+    before = torch.get_rng_state()
+    first, again, other = (run(density, seed=seed, **options) for seed in (5, 5, 6))
+    assert torch.equal(first.z, again.z)
+    assert not torch.equal(first.z, other.z)
+    assert torch.equal(before, torch.get_rng_state())
+    return first, again

@@ -15,6 +15,12 @@ def given(*shapes, seed=0):
     return tuple(torch.randn(s, dtype=torch.float64, generator=generator) for s in shapes)
 
 
+def printed(code):
+    """What a process of its own prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
 def with_gradient(function):
     """Value and gradient of a sum, as a density asks for them."""
 
@@ -80,8 +86,7 @@ def test_a_fit_imports_no_compiler():
         "assert run.attrs['density_path'] == 'traced', run.attrs\n"
         "print([name for name in ('torch._dynamo', 'torch._inductor') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert printed(code) == "[]"
 
 
 @pytest.mark.slow
@@ -96,5 +101,4 @@ def test_a_fused_trace_gives_the_same():
         "same = all(torch.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in pairs)\n"
         "print(plain.path, fused.path, same)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "traced fused True"
+    assert printed(code) == "traced fused True"
