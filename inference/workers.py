@@ -33,6 +33,8 @@ __all__ = [
 # Imports of torch and all that, on a machine that does other things besides.
 STARTS_WITHIN_S = 300.0
 ENDS_WITHIN_S = 10.0
+# An interrupt that the system hands to another thread does not wake the one that waits: it looks up this often.
+LOOKS_UP_EVERY_S = 0.5
 # How often a task is begun before it is given up.
 TRIES = 2
 DASK_ANSWERS_WITHIN_S = 10.0
@@ -186,8 +188,7 @@ class _Pool:
         """Wait until something happens, and see to it."""
         patience = max(0.0, min(w.deadline for w in self.workers) - time.monotonic())
         watched = [part for w in self.workers for part in (w.connection, w.process.sentinel)]
-        # Waiting for ever is an infinite number of seconds here, and None there.
-        ready = set(wait(watched, None if patience == float("inf") else patience))
+        ready = set(wait(watched, min(patience, LOOKS_UP_EVERY_S)))
         for worker in list(self.workers):
             if worker.connection in ready or worker.process.sentinel in ready:
                 yield from self._heard(worker)

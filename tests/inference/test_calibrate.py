@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import signal
@@ -165,6 +166,17 @@ def test_an_interrupted_calibration_goes_on_where_it_stopped(tmp_path):
         calibrate("sbc_known", checkpoint=kept, **options)
 
 
+def started(script):
+    """A script in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 @pytest.mark.slow
 def test_an_interrupt_stops_the_workers_and_leaves_no_traceback_of_theirs(tmp_path):
     script = tmp_path / "script.py"
@@ -178,21 +190,41 @@ def test_an_interrupt_stops_the_workers_and_leaves_no_traceback_of_theirs(tmp_pa
                     print("stopped")
         """)
     )
-    process = subprocess.Popen(
-        [sys.executable, script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = started(script)
     assert process.stdout is not None
     process.stdout.readline()
     time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=60)
     assert out.endswith("stopped\n")
     assert err == ""
     assert ended_within(10, process.pid)
+
+
+def test_an_interrupt_that_another_thread_gets_is_heard_while_workers_are_busy(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent("""
+            import signal, threading, time
+            from atomzoo.inference.workers import on_processes
+            def interrupt():
+                time.sleep(1)
+                signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+            if __name__ == "__main__":
+                quick_and_for_hours = [range(3), range(10**12)]
+                try:
+                    for _ in on_processes(sum, quick_and_for_hours, count=1, timeout=2000.0):
+                        threading.Thread(target=interrupt).start()
+                except KeyboardInterrupt:
+                    print("stopped")
+        """)
+    )
+    process = started(script)
+    try:
+        assert process.communicate(timeout=60) == ("stopped\n", "")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_only_continuous_global_parameters_are_ranked_and_the_rest_is_named():
