@@ -51,6 +51,8 @@ SHORT = {
     "wall_neel": "Néel",
     "wall_bloch": "Bloch",
 }
+# Not of a run that could not tell.
+EVIDENCE = ("log_evidence", "log_evidence_se")
 # The grid that posteriors are kept on: bounds and intervals are read off it.
 QUANTILES = np.linspace(0, 1, 201)
 # Expected difference in log likelihood at which two walls are told apart most of the time.
@@ -157,8 +159,7 @@ def figures(name: str, data: xr.Dataset, seed: int, prior: Any = None) -> dict[s
     loo = leave_one_out(run)
     posterior = run["posterior"].to_dataset()
     return {
-        "log_evidence": run.attrs["log_evidence"],
-        "log_evidence_se": run.attrs["log_evidence_se"],
+        **{key: run.attrs[key] for key in EVIDENCE if key in run.attrs},
         "gates": [asdict(gate) for gate in gates],
         "loo": [round(float(part), 5) for part in loo.parts],
         "quantiles": {
@@ -201,7 +202,7 @@ def row_of(name: str, found: dict[str, Any]) -> comparing.Row:
     """A row of the comparison from the figures that were kept."""
     posterior = {key: (("chain", "draw"), [value]) for key, value in found["quantiles"].items()}
     run = xr.DataTree.from_dict({"posterior": xr.Dataset(posterior)})
-    run.attrs = {key: found[key] for key in ("log_evidence", "log_evidence_se")}
+    run.attrs = {key: found[key] for key in EVIDENCE if key in found}
     gates = [Gate(**gate) for gate in found["gates"]]
     parts = np.array(found["loo"])
     return comparing.Row(find(name), run, gates, HeldOut(parts, np.zeros(len(parts))), None)
@@ -289,9 +290,7 @@ def rates(setting: Setting, results: list[dict[str, Any]]) -> Rates:
     truth = truth_of(setting)
     verdicts = [verdict_of(r) for r in results]
     factors = {
-        rival: np.array(
-            [r["ours"][truth]["log_evidence"] - r["ours"][rival]["log_evidence"] for r in results]
-        )
+        rival: np.array([evidence(r, truth) - evidence(r, rival) for r in results])
         for rival in setting.models
         if rival != truth
     }
@@ -306,7 +305,7 @@ def rates(setting: Setting, results: list[dict[str, Any]]) -> Rates:
     return Rates(
         n=len(results),
         right_side={rival: float((f > 0).mean()) for rival, f in factors.items()},
-        median={rival: float(np.median(f)) for rival, f in factors.items()},
+        median={rival: float(np.nanmedian(f)) for rival, f in factors.items()},
         right=float(((named | abstains) & excluded).mean()),
         named=float(named.mean()),
         abstains=float(abstains.mean()),
@@ -315,6 +314,11 @@ def rates(setting: Setting, results: list[dict[str, Any]]) -> Rates:
         simple_excluded=float(simple.mean()),
         seconds=float(np.mean([sum(f["seconds"] for f in r["ours"].values()) for r in results])),
     )
+
+
+def evidence(result: dict[str, Any], model: str) -> float:
+    """Log evidence of a model for a profile, not a number where the run could not tell."""
+    return float(result["ours"][model].get("log_evidence", math.nan))
 
 
 def bound_covers(setting: Setting, verdict: comparing.Verdict) -> bool:
@@ -566,6 +570,8 @@ the binomial standard error of 90 % is {coverage_se} %; with 200 it would be 2.1
 
 {coverage}
 
+Of {fits} fits in all these tables {silent} gave no evidence.
+
 **Least squares on the same profiles**: lmfit, several starts, the lowest AIC or BIC. "Clearly" is by 10 for AIC, by 6 for
 BIC. Seconds are of one processor, per profile, all walls together.
 
@@ -591,7 +597,11 @@ def report(
     ]
     gain = {m: fitted_gain(corner, g) for m, g in expected(corner).items()}
     least = min((len(r) for r in covers.values()), default=1)
+    every = [pair[1] for pair in results.values()] + list(covers.values())
+    fits = [fit for found in every for r in found for fit in r["ours"].values()]
     return WORDS.format(
+        fits=f"{len(fits):,}",
+        silent=sum("log_evidence" not in fit for fit in fits),
         machine=machine(),
         below=verdict_table(of("below")),
         at=verdict_table(of("at")),

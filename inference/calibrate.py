@@ -41,8 +41,9 @@ from ..models.model import Model, find
 from ..models.priors import ModelError
 from .certificates import Certificate, story_of, version_of
 from .density import Density
-from .fit import fit, make_density, one_thread, runner_of
+from .fit import fit, make_density, runner_of
 from .runs import LIBRARIES, Progress, RunError, digest, library_version
+from .threads import one_thread
 from .uniformity import DRAWS, TESTS, Quantity, Uniform
 from .workers import Lost, Results, in_turn, on_executor, on_processes, processors
 
@@ -327,7 +328,7 @@ def _outcomes(
 
 def _replicate(study: _Study, seed: int) -> _Outcome:
     """Simulate, fit, rank. A simulation that cannot be fitted is a finding and not the end."""
-    with _TURN, one_thread():
+    with _TURN, one_thread(alone=True):
         try:
             model = _find(study.source)
             truth = model.simulate(study.design, prior=study.prior, seed=seed)

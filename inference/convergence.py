@@ -9,39 +9,100 @@ Margossian et al., Nested R-hat: assessing the convergence of Markov chain Monte
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import torch
 
-__all__ = ["bulk_ess", "mean_ess", "nested_r_hat"]
+__all__ = ["Convergence", "bulk_ess"]
+
+
+class Convergence:
+    """What draws are worth, each figure worked out when it is asked for: sorting them is most of the work.
+
+    Of an odd number of draws the middle one counts for nothing, as where chains are split.
+
+    Args:
+        draws: (draw, chain, dim).
+        groups: that chains are dealt out to in turn, for nested R-hat.
+    """
+
+    def __init__(self, draws: np.ndarray, groups: int = 8) -> None:
+        self.groups = groups
+        half = len(draws) // 2
+        even = draws if len(draws) == 2 * half else np.concatenate([draws[:half], draws[-half:]])
+        self.draws = even[:0] if half < 2 else even
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        """What sorts the draws of every dimension, (dim, draw and chain)."""
+        return self._flat.argsort(1)
+
+    @cached_property
+    def _flat(self) -> np.ndarray:
+        return np.ascontiguousarray(self.draws.reshape(-1, self.draws.shape[2]).T)
+
+    @cached_property
+    def _scores(self) -> np.ndarray:
+        """Normal scores of all ranks."""
+        n = self._flat.shape[1]
+        # Not SciPy's: to import it takes a fifth of a second.
+        ranks = torch.arange(n, dtype=torch.float64)
+        return np.asarray(torch.special.ndtri((ranks + 0.625) / (n + 0.25)).numpy())
+
+    @cached_property
+    def _ranked(self) -> np.ndarray:
+        """Normal scores of the draws, (draw, chain, dim)."""
+        found = np.empty_like(self._flat)
+        for scores, order in zip(found, self._order, strict=True):
+            scores[order] = self._scores
+        return found.T.reshape(self.draws.shape)
+
+    @cached_property
+    def _folded(self) -> np.ndarray:
+        """Normal scores of the distances from the median: two sorted halves, merged."""
+        found = np.empty_like(self._flat)
+        half = self._flat.shape[1] // 2
+        for scores, flat, order in zip(found, self._flat, self._order, strict=True):
+            values = flat[order]
+            middle = 0.5 * (values[half - 1] + values[half])
+            below, above = middle - values[half - 1 :: -1], values[half:] - middle
+            places = np.arange(half)
+            scores[order[half - 1 :: -1]] = self._scores[places + np.searchsorted(above, below)]
+            after = places + np.searchsorted(below, above, side="right")
+            scores[order[half:]] = self._scores[after]
+        return found.T.reshape(self.draws.shape)
+
+    @cached_property
+    def bulk(self) -> np.ndarray:
+        """Bulk effective sample size of every dimension: rank-normalised, of split chains."""
+        return self._ess(self._ranked) if len(self.draws) else self._unknown
+
+    @cached_property
+    def mean(self) -> np.ndarray:
+        """Effective sample size of every dimension's mean, which heavy tails make smaller than that of its bulk."""
+        return self._ess(self.draws) if len(self.draws) else self._unknown
+
+    @cached_property
+    def r_hat(self) -> np.ndarray:
+        """Nested R-hat of every dimension, of its place and of its spread."""
+        if not len(self.draws):
+            return self._unknown
+        return np.maximum(*(_nested(x, self.groups) for x in (self._ranked, self._folded)))
+
+    @property
+    def _unknown(self) -> np.ndarray:
+        return np.full(self.draws.shape[2], np.nan)
+
+    @staticmethod
+    def _ess(draws: np.ndarray) -> np.ndarray:
+        half = len(draws) // 2
+        return _ess(np.concatenate([draws[:half], draws[half:]], axis=1))
 
 
 def bulk_ess(draws: np.ndarray) -> np.ndarray:
-    """Bulk effective sample size of every dimension: rank-normalised, of split chains."""
-    if len(draws) < 4:
-        return np.full(draws.shape[2], np.nan)
-    return _ess(_normal_scores(_split(draws)))
-
-
-def mean_ess(draws: np.ndarray) -> np.ndarray:
-    """Effective sample size of every dimension's mean, which heavy tails make smaller than that of its bulk."""
-    if len(draws) < 4:
-        return np.full(draws.shape[2], np.nan)
-    return _ess(_split(draws))
-
-
-def _split(draws: np.ndarray) -> np.ndarray:
-    half = len(draws) // 2
-    return np.concatenate([draws[:half], draws[-half:]], axis=1)
-
-
-def _normal_scores(draws: np.ndarray) -> np.ndarray:
-    flat = draws.reshape(-1, draws.shape[2])
-    order = flat.argsort(0, kind="stable")
-    ranks = np.empty_like(order)
-    np.put_along_axis(ranks, order, np.arange(len(flat))[:, None], 0)
-    # Not SciPy's: to import it takes a fifth of a second.
-    scores = torch.special.ndtri(torch.from_numpy((ranks + 0.625) / (len(flat) + 0.25)))
-    return np.asarray(scores.numpy().reshape(draws.shape))
+    """Bulk effective sample size of every dimension of draws (draw, chain, dim)."""
+    return Convergence(draws).bulk
 
 
 def _ess(draws: np.ndarray) -> np.ndarray:
@@ -66,12 +127,6 @@ def _ess(draws: np.ndarray) -> np.ndarray:
         pairs = np.minimum.accumulate(np.where(positive, pairs, 0.0), axis=0)
         tau = np.maximum(-1 + 2 * pairs.sum(0), 1 / np.log10(n * chains))
         return np.asarray(n * chains / tau)
-
-
-def nested_r_hat(draws: np.ndarray, groups: int = 8) -> np.ndarray:
-    """Nested R-hat of every dimension, of its place and of its spread; chains are dealt out to groups in turn."""
-    folded = np.abs(draws - np.median(draws, axis=(0, 1)))
-    return np.maximum(*(_nested(_normal_scores(values), groups) for values in (draws, folded)))
 
 
 def _nested(draws: np.ndarray, groups: int) -> np.ndarray:

@@ -30,6 +30,7 @@ from ..models.priors import ModelError, Prior
 from .lifting import lift
 from .safelog import safe_log_under_vmap
 from .supports import bijection
+from .threads import shared
 from .tracing import Graph, trace
 
 __all__ = ["Density", "Factor", "Site", "Traced", "Values", "agree", "sum_product"]
@@ -465,11 +466,16 @@ class Density:
         n = len(given[0])
         if n == size:
             return [found.detach() for found in traced(*given)]
-        parts = []
-        for start in range(0, max(n, 1), size):
+
+        def some(start: int) -> list[Tensor]:
             part = [t[start : start + size] for t in given]
             found = traced(*(part if len(part[0]) == size else [_padded(t, size) for t in part]))
-            parts.append([values[: n - start].detach() for values in found])
+            return [values[: n - start].detach() for values in found]
+
+        starts = range(0, max(n, 1), size)
+        # Plain operations do without Python's lock; a story does not.
+        plain = isinstance(traced, _Bound) and not traced.graph.fused
+        parts = shared(some, starts) if plain else [some(start) for start in starts]
         return [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
 
     def gradient_at(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -516,9 +522,9 @@ class Density:
             given = (example, *fixed, *inputs)
             key = (self._shape_key(), what, n, is_held, fuse)
             graph = _TRACES.get(key)
-            if graph is None or not agree(_bind(graph, inputs), eager, example, fixed):
+            if graph is None or not agree(_Bound(graph, inputs), eager, example, fixed):
                 graph, path = _fused(eager, given) if fuse else (trace(eager, given), path)
-                if not agree(_bind(graph, inputs), eager, example, fixed):
+                if not agree(_Bound(graph, inputs), eager, example, fixed):
                     graph = None
                     path = "eager: the trace does not agree, the model branches on values"
         except (RuntimeError, TypeError, ValueError, AttributeError, ImportError) as error:
@@ -531,7 +537,7 @@ class Density:
         _TRACES.move_to_end(key)
         while len(_TRACES) > MOST_TRACES:
             _TRACES.popitem(last=False)
-        return _bind(graph, inputs)
+        return _Bound(graph, inputs)
 
     def _eager_value(self, z: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The value at a batch of points, straight from the story."""
@@ -928,8 +934,15 @@ def _padded(values: Tensor, size: int) -> Tensor:
 _TRACES: OrderedDict[tuple[Any, ...], Graph] = OrderedDict()
 
 
-def _bind(graph: Graph, inputs: list[Tensor]) -> Traced:
-    return lambda *values: graph(*values, *inputs)
+@dataclass(frozen=True)
+class _Bound:
+    """A graph, and what it reads besides what it is called with."""
+
+    graph: Graph
+    inputs: list[Tensor]
+
+    def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
+        return self.graph(*values, *self.inputs)
 
 
 def _fused(eager: Traced, given: tuple[Tensor, ...]) -> tuple[Graph, str]:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
-from .convergence import bulk_ess, mean_ess, nested_r_hat
+from .convergence import Convergence
 from .density import VALUES, Density
 from .hmc import Metric, State, StepSize, TrajectoryLength, move, state_at
 from .laplace import no_latents
@@ -211,7 +211,7 @@ def run(
 
     keep()
     kept = time.monotonic()
-    reached = _reached(record.all()["z"].numpy()) if len(record) else 0.0
+    reached = _reached(Convergence(record.all()["z"].numpy())) if len(record) else 0.0
     while len(record) < most:
         block = _block_size(len(record), reached, ess, chains, 1 if kernel.jump is None else 3)
         block = min(block, most - len(record))
@@ -221,15 +221,16 @@ def run(
             record.blocks.append(more)
             report(min(int(reached), ess), ess, f"{len(record)} draws a chain")
         draws = record.all()["z"].numpy()
-        reached = _reached(draws)
-        agreed = reached >= ess and float(np.max(nested_r_hat(draws))) <= R_HAT
+        found = Convergence(draws)
+        reached = _reached(found)
+        agreed = reached >= ess and float(found.r_hat.max()) <= R_HAT
         if (agreed and len(record) >= least) or _stuck(draws, reached, ess):
             break
         if time.monotonic() - kept > KEEP_EVERY:
             keep()
             kept = time.monotonic()
-    found = {name: values.transpose(0, 1) for name, values in record.all().items()}
-    z, jumped = found.pop("z"), found.pop("jumped", None)
+    told = {name: values.transpose(0, 1) for name, values in record.all().items()}
+    z, jumped = told.pop("z"), told.pop("jumped", None)
     attrs = {
         "density_path": density.path,
         "warmup_transitions": warm,
@@ -238,12 +239,12 @@ def run(
         "jump_acceptance": float(jumped.to(z.dtype).mean()) if jumped is not None else 0.0,
         **basins.told(z.flatten(0, 1)),
     }
-    return Draws(z, {name: v.numpy() for name, v in found.items()}, None, None, attrs)
+    return Draws(z, {name: v.numpy() for name, v in told.items()}, None, None, attrs)
 
 
-def _reached(draws: np.ndarray) -> float:
+def _reached(found: Convergence) -> float:
     """Effective draws of the worst dimension: of its bulk, and of its mean with a share of what is asked for."""
-    return float(min(np.min(bulk_ess(draws)), np.min(mean_ess(draws)) / MEAN))
+    return float(min(found.bulk.min(), found.mean.min() / MEAN))
 
 
 def _pieces(n: int) -> list[int]:
@@ -256,7 +257,7 @@ def _stuck(draws: np.ndarray, reached: float, ess: int) -> bool:
     half = len(draws) // 2
     if half < TRIAL or reached > min(FEW * ess, ENOUGH_TO_TELL):
         return False
-    return reached < GROWING * _reached(draws[:half])
+    return reached < GROWING * _reached(Convergence(draws[:half]))
 
 
 def _block_size(done: int, reached: float, ess: int, chains: int, growth: int) -> int:
@@ -408,7 +409,7 @@ def _every(
 
 def _agree(z: Tensor) -> bool:
     """Whether the chains of a window do not look apart."""
-    return len(z) > 4 and float(np.max(nested_r_hat(z.numpy()))) < 1.1
+    return len(z) > 4 and float(Convergence(z.numpy()).r_hat.max()) < 1.1
 
 
 def _jitter(generator: torch.Generator) -> float:

@@ -2,7 +2,7 @@
 
 The draws are halved. A mixture of Student-t distributions is fitted to one half, and the ratio of its normaliser to the
 posterior's is estimated from the other half and fresh draws of the mixture, with the bridge that is optimal when the
-draws are worth as many as are effective. Then the halves change places, and the two estimates must agree.
+draws are worth as many as are effective. Then the halves change places, and the two estimates must about agree.
 
 References: Meng and Wong, Simulating ratios of normalizing constants via a simple identity, Statistica Sinica (1996);
 Frühwirth-Schnatter, Estimating marginal likelihoods for mixture and Markov switching models using bridge sampling
@@ -34,8 +34,9 @@ MOST_COMPONENTS = 8
 LEAST_DRAWS = 20
 # A relative error above this says only the order of magnitude, and the error itself is not known then.
 LARGE_ERROR = 0.5
-# Standard errors that the halves may be apart: once in 16,000 runs by chance.
-APART = 4.0
+# Standard errors that the halves may be apart: once in 16,000 runs by chance. Then the error is what they say, unless
+# that is large enough to hide something that they have not seen.
+APART, TELLING = 4.0, 0.1
 CHUNK = 1000
 
 
@@ -84,9 +85,7 @@ def bridge(density: Density, run: xr.DataTree | Draws | Tensor, *, seed: int = 0
         _bridge(density, z[:, fit], value[:, fit], z[:, rest], value[:, rest], generator)
         for fit, rest in (halves, halves[::-1])
     ]
-    log_evidence = 0.5 * sum(e.log_evidence for e in found)
-    se = 0.5 * math.hypot(*(e.se for e in found))
-    return Evidence(log_evidence, se, _problem(found, se))
+    return _together(found)
 
 
 def _values(density: Density, run: xr.DataTree | Draws | Tensor, z: Tensor) -> Tensor:
@@ -96,16 +95,19 @@ def _values(density: Density, run: xr.DataTree | Draws | Tensor, z: Tensor) -> T
     return density.values(z.flatten(0, 1)).reshape(z.shape[:2])
 
 
-def _problem(found: list[Evidence], se: float) -> str:
-    for each in found:
-        if each.problem:
-            return each.problem
-    if not se < LARGE_ERROR:
-        return f"the standard error of the log evidence is {se:.1g}; use smc, or draw more"
-    apart = abs(found[0].log_evidence - found[1].log_evidence)
-    if apart > 2 * APART * se:
-        return f"two halves of the draws give evidences e^{apart:.2g} apart; use smc, or draw more"
-    return ""
+def _together(found: list[Evidence]) -> Evidence:
+    """The mean of both halves; where they are too far apart for their errors, that is the error."""
+    log_evidence = 0.5 * sum(each.log_evidence for each in found)
+    se = 0.5 * math.hypot(*(each.se for each in found))
+    apart = 0.5 * abs(found[0].log_evidence - found[1].log_evidence)
+    problem = next((each.problem for each in found if each.problem), "")
+    if not problem and not se < LARGE_ERROR:
+        problem = f"the standard error of the log evidence is {se:.1g}; use smc, or draw more"
+    if not problem and apart > max(APART * se, TELLING):
+        problem = (
+            f"two halves of the draws give evidences e^{2 * apart:.2g} apart; use smc, or draw more"
+        )
+    return Evidence(log_evidence, apart if apart > APART * se else se, problem)
 
 
 def _bridge(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 
 from ..datasets.kinds import DataError, validate
@@ -20,8 +18,9 @@ from ..models.priors import ModelError, Prior
 from .density import Density
 from .evidence import with_evidence
 from .runs import Draws, Progress, RunError, to_tree
+from .threads import one_thread
 
-__all__ = ["RUNNERS", "check_fit", "fit", "make_density", "one_thread", "runner_of"]
+__all__ = ["RUNNERS", "check_fit", "fit", "make_density", "runner_of"]
 
 # Where each runner lives; imported when it is asked for.
 RUNNERS = {
@@ -159,14 +158,3 @@ def _fit_each(
             raise type(error)(f"dataset {i}: {error}") from None
     with one_thread():
         return fit_stack(model, datasets, priors, prior_name=prior.name, **how)
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Small tensors are slower on several threads than on one; spread runs over processes instead."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -55,8 +56,10 @@ class Mixture:
         normal = torch.randn(n, self.means.shape[1], dtype=torch.float64, generator=generator)
         halves = torch.full((n,), 0.5 * self.nu, dtype=torch.float64)
         gamma = torch._standard_gamma(halves, generator=generator)
-        offset = (self.factors[which] @ normal[..., None]).squeeze(-1)
-        return self.means[which] + torch.sqrt(0.5 * self.nu / gamma)[:, None] * offset
+        scaled = torch.sqrt(0.5 * self.nu / gamma)[:, None] * normal
+        # All at once by each component, which is less work than to gather a factor for each.
+        every = (scaled @ self._factors).reshape(n, *self.means.shape) + self.means
+        return every[torch.arange(n), which]
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density at z (n, dim)."""
@@ -64,15 +67,30 @@ class Mixture:
 
     def component_log_prob(self, z: Tensor) -> Tensor:
         """Log density of every component at z, (n, k)."""
+        middle, offset, inverse, constant = self._whitening
+        white = (z - middle) @ inverse - offset
+        square = white.square().reshape(len(z), *self.means.shape).sum(-1)
+        return constant - (self.nu + self.means.shape[1]) / 2 * torch.log1p(square / self.nu)
+
+    @cached_property
+    def _factors(self) -> Tensor:
+        """The factors side by side, (dim, k dim)."""
+        return self.factors.flatten(0, 1).T.contiguous()
+
+    @cached_property
+    def _whitening(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A point in the middle; from there every component's mean and inverse factor; and what does not change."""
         dim, nu = self.means.shape[1], self.nu
-        offset = (z[:, None] - self.means).permute(1, 2, 0)
-        white = torch.linalg.solve_triangular(self.factors, offset, upper=False)
-        square = (white**2).sum(1).T
+        inverse = torch.linalg.solve_triangular(
+            self.factors, torch.eye(dim, dtype=self.means.dtype), upper=False
+        )
+        middle = self.means[self.weights.argmax()]
+        offset = (inverse @ (self.means - middle)[..., None]).flatten()
         volume = torch.log(torch.diagonal(self.factors, dim1=-2, dim2=-1)).sum(-1)
         constant = (
             math.lgamma((nu + dim) / 2) - math.lgamma(nu / 2) - dim / 2 * math.log(nu * math.pi)
         )
-        return constant - volume - (nu + dim) / 2 * torch.log1p(square / nu)
+        return middle, offset, inverse.flatten(0, 1).T.contiguous(), constant - volume
 
 
 def start_mixture(modes: Tensor, heights: Tensor, factors: Tensor, nu: float) -> Mixture:

@@ -26,7 +26,7 @@ from torch.func import vmap
 
 from ..models.model import Model, View
 from . import ensemble
-from .convergence import bulk_ess, nested_r_hat
+from .convergence import Convergence
 from .density import Density, Traced, Values, agree
 from .hmc import Metric, State, move
 from .lifting import lift
@@ -327,8 +327,8 @@ def _quality(z: Tensor) -> tuple[Tensor, Tensor]:
     """Effective sample size and nested R-hat of the worst dimension; draws are (dataset, chain, draw, dim)."""
     size, chains, n, dim = z.shape
     wide = z.permute(2, 1, 0, 3).reshape(n, chains, size * dim).numpy()
-    reached = bulk_ess(wide).reshape(size, dim).min(1)
-    agreed = nested_r_hat(wide, GROUPS).reshape(size, dim).max(1)
+    told = Convergence(wide, GROUPS)
+    reached, agreed = told.bulk.reshape(size, dim).min(1), told.r_hat.reshape(size, dim).max(1)
     return torch.from_numpy(reached), torch.from_numpy(agreed)
 
 

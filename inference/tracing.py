@@ -107,6 +107,7 @@ class Graph:
 
     compiled: Callable[..., Any]
     constants: list[Tensor]
+    fused: bool = False
 
     def __call__(self, *values: Tensor) -> Tensors:
         """What the function gives."""
@@ -134,7 +135,7 @@ def trace(function: Callable[..., Tensors], examples: Tensors, *, fuse: bool = F
     kept = [tape.tensors[i].detach() for i in constants]
     if fuse:
         module = _module(steps, [*range(len(examples)), *constants], ends)
-        return Graph(torch.compile(module, fullgraph=True, dynamic=False), kept)
+        return Graph(torch.compile(module, fullgraph=True, dynamic=False), kept, fused=True)
 
     def replay(*values: Tensor) -> Tensors:
         known = dict(zip([*range(len(examples)), *constants], values, strict=True))

@@ -19,11 +19,12 @@ import xarray as xr
 
 from ..datasets.kinds import DataError, kind_of, validate
 from ..inference.density import Density
-from ..inference.fit import fit, make_density, one_thread
+from ..inference.fit import fit, make_density
 from ..inference.heldout import HeldOut, leave_block_out, leave_one_out
 from ..inference.modes import find_modes
 from ..inference.runs import Progress, RunError, digest, draws_of
 from ..inference.supports import bijection
+from ..inference.threads import one_thread
 from ..models.model import Model, find, models
 from ..models.priors import ModelError, describe, parse
 from .diagnose import Gate, diagnose

@@ -164,7 +164,8 @@ def expectation(fit: Fitted, data: xr.Dataset, variable: str) -> np.ndarray | No
 def _expectation(fit: Fitted, model: Model, data: xr.Dataset, variable: str) -> np.ndarray:
     import torch
 
-    from ...inference.fit import make_density, one_thread
+    from ...inference.fit import make_density
+    from ...inference.threads import one_thread
 
     # The prior as the fit saw it: its statistics of other coordinates would be others.
     prior: dict[str, Any] = dict(written_prior(fit.run))

@@ -14,7 +14,7 @@ from pyro.distributions import Normal
 from scipy.stats import norm
 
 from atomzoo.inference import ensemble
-from atomzoo.inference.convergence import bulk_ess, mean_ess, nested_r_hat
+from atomzoo.inference.convergence import Convergence, bulk_ess
 from atomzoo.inference.fit import fit, make_density
 from atomzoo.inference.hmc import Metric
 from atomzoo.inference.runs import RunError
@@ -46,7 +46,7 @@ def test_the_effective_sample_size_is_arvizs(share, shape):
     np.testing.assert_allclose(ours, theirs, rtol=0.1)
     array = xr.DataArray(draws.transpose(1, 0, 2), dims=("chain", "draw", "k"))
     theirs = azs.ess(array, method="mean").values
-    np.testing.assert_allclose(mean_ess(draws), theirs, rtol=0.1)
+    np.testing.assert_allclose(Convergence(draws).mean, theirs, rtol=0.1)
 
 
 def test_nested_r_hat_is_arvizs():
@@ -54,7 +54,9 @@ def test_nested_r_hat_is_arvizs():
         draws = autoregressive((60, 64, 3), share, 2)
         array = xr.DataArray(draws.transpose(1, 0, 2), dims=("chain", "draw", "k"))
         theirs = azs.rhat_nested(array, superchain_ids=np.arange(64) % 8)
-        np.testing.assert_allclose(nested_r_hat(draws) - 1, theirs.values - 1, rtol=0.1, atol=1e-3)
+        np.testing.assert_allclose(
+            Convergence(draws).r_hat - 1, theirs.values - 1, rtol=0.1, atol=1e-3
+        )
 
 
 @pytest.mark.parametrize("dim", [4, 80])

@@ -8,8 +8,9 @@ import torch
 import toys
 from scipy import stats
 
+from atomzoo.inference import evidence as module
 from atomzoo.inference import exact, laplace, smc
-from atomzoo.inference.evidence import bridge, free_draws, with_evidence
+from atomzoo.inference.evidence import Evidence, bridge, free_draws, with_evidence
 from atomzoo.inference.fit import fit, make_density
 from atomzoo.inference.runs import Draws, RunError, read_run, write_run
 
@@ -106,6 +107,14 @@ def test_halves_that_disagree_are_told():
     right = z[z > 0][: left.shape[1]].reshape(1, -1, 1)
     found = bridge(density, torch.cat([left, right], 1), seed=2)
     assert "halves" in found.problem or "error" in found.problem
+
+
+def test_halves_that_are_hardly_apart_tell_the_error():
+    said = [Evidence(1.0, 0.001), Evidence(1.04, 0.001)]
+    assert module._together(said) == Evidence(1.02, pytest.approx(0.02))
+    close = module._together([Evidence(1.0, 0.02), Evidence(1.04, 0.02)])
+    assert close == Evidence(1.02, pytest.approx(0.02 / 2**0.5))
+    assert "halves" in module._together([Evidence(1.0, 0.001), Evidence(1.3, 0.001)]).problem
 
 
 def test_alternatives_alone_need_no_bridge():
