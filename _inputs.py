@@ -143,6 +143,7 @@ def option_values(
     known = {name: parameters[name].default for name in list(parameters)[1:]}
     for fixed in ("seed", "progress", "checkpoint"):
         known.pop(fixed, None)
+    known["device"] = "cpu"
     given = pairs(texts, "-O")
     unknown = sorted(set(given) - set(known))
     if unknown:

@@ -32,7 +32,11 @@ Runner = Annotated[
 ]
 Option = Annotated[
     list[str] | None,
-    typer.Option("-O", metavar="OPTION=VALUE", help="An option of the runner: -O draws=2000."),
+    typer.Option(
+        "-O",
+        metavar="OPTION=VALUE",
+        help="An option of the runner: -O ess=4000; of all of them: -O device=cuda.",
+    ),
 ]
 Seed = Annotated[
     int,

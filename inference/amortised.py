@@ -16,7 +16,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ..models.model import sampled
-from .density import Density
+from .density import Density, home
 from .minibatch import Minibatch
 
 __all__ = ["bound", "draw", "held_out"]
@@ -66,7 +66,12 @@ def _model(density: Density) -> Callable[[], None]:
 
 def _guide(density: Density) -> Callable[[], Any]:
     networks: Any = density.networks
-    return lambda: networks.guide(density.view, density.prior)
+
+    def guide() -> Any:
+        with density.there():
+            return networks.guide(density.view, density.prior)
+
+    return guide
 
 
 def draw(density: Density) -> Tensor:
@@ -92,8 +97,7 @@ def held_out(
         One number a unit, in the order of `units`.
     """
     totals = []
-    with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False), torch.no_grad():
-        torch.manual_seed(seed)
+    with density.drawing(seed):
         for _ in range(particles):
             with pyro.poutine.trace() as guided:
                 _guide(density)()
@@ -104,12 +108,12 @@ def held_out(
             )
     weights = torch.stack(totals)
     score = torch.logsumexp(weights, 0) - np.log(particles)
-    found: np.ndarray = score.numpy()[units]
+    found: np.ndarray = home(score).numpy()[units]
     return found
 
 
 def _per_unit(density: Density, trace: Any, sign: float) -> Tensor:
-    total = torch.zeros(density.unit_shape, dtype=torch.float64)
+    total = torch.zeros(density.unit_shape, dtype=torch.float64, device=density.device)
     for _, node in sampled(trace):
         term = node["fn"].log_prob(node["value"])
         plates = frozenset(f.dim for f in node["cond_indep_stack"] if f.dim is not None)

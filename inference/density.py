@@ -23,7 +23,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ..models.model import Data, Model, View, sampled
 from ..models.priors import ModelError, Prior
@@ -33,7 +33,7 @@ from .supports import bijection
 from .threads import shared
 from .tracing import Graph, trace
 
-__all__ = ["Density", "Factor", "Site", "Traced", "Values", "agree", "sum_product"]
+__all__ = ["Density", "Factor", "Site", "Traced", "Values", "agree", "home", "sum_product"]
 
 Values = dict[str, Tensor]
 Traced = Callable[..., tuple[Tensor, ...]]
@@ -133,7 +133,7 @@ class _Latents(Messenger):
 class _Given(Messenger):
     """Hands values to some latents and draws the others, without the gradients that Pyro keeps of how."""
 
-    def __init__(self, values: Values) -> None:
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.values = values
 
@@ -241,6 +241,7 @@ class Density:
         derived: names of the model's deterministic quantities.
         fuse: whether traces are joined to a few loops, which takes many seconds and pays in long runs.
         path: how it is evaluated, and why not better.
+        device: where the story is told and the data are. Points and all that is said of them are on the processor.
     """
 
     def __init__(
@@ -255,8 +256,8 @@ class Density:
         seed: int = 0,
     ) -> None:
         self.fuse = fuse
-        self.model, self.data, self.device = model, data, device
-        self.prior = lift(prior).in_double()
+        self.model, self.data, self.device = model, data, usable(device)
+        self.prior = lift(prior).in_double(device)
         self.view = View(data, device)
         self.unit = model.unit if set(model.unit) <= set(self.view.sizes) else self._unit_here()
         self.mask = None if mask is None else torch.as_tensor(mask, device=device)
@@ -264,7 +265,7 @@ class Density:
         self._traces: dict[tuple[str, int, bool], Traced] = {}
         self.networks: torch.nn.Module | None = None
         if model.amortised:
-            self.networks = model.networks(self.view, prior, seed)
+            self.networks = model.networks(self.view, self.prior, seed).to(device)
         self._describe()
 
     def _unit_here(self) -> tuple[str, ...]:
@@ -273,10 +274,28 @@ class Density:
 
     def story(self) -> Any:
         """Run the generative story once, under whatever handlers are active."""
-        with safe_log_under_vmap():
+        with safe_log_under_vmap(), self.there():
             if self.networks is not None:
                 return self.networks.model(self.view, self.prior)  # type: ignore[operator]
             return self.model.story(self.view, self.prior)
+
+    def there(self) -> contextlib.AbstractContextManager[Any]:
+        """Where the story is told, so that tensors made in it are where the data are."""
+        return contextlib.nullcontext() if self.device == "cpu" else torch.device(self.device)
+
+    @contextlib.contextmanager
+    def drawing(self, seed: int | None) -> Iterator[None]:
+        """Random numbers of one's own, by a seed or going on from Torch's; quick, and nothing kept for gradients."""
+        kind, _, number = self.device.partition(":")
+        places = [] if kind == "cpu" else [int(number or 0)]
+        with (
+            pyro.validation_enabled(False),
+            torch.no_grad(),
+            torch.random.fork_rng(places, device_type="cuda" if kind == "cpu" else kind),
+        ):
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield
 
     def handlers(self, *, generate: bool = False, masked: bool = True) -> Data:
         """The handler that gives the story its data, all of them where `masked` is false."""
@@ -377,14 +396,18 @@ class Density:
     def _run(
         self, z: Tensor | Values, held: Mapping[str, Tensor], masked: bool = True
     ) -> tuple[Any, _Latents]:
-        free = self.split(z) if isinstance(z, Tensor) else z
-        latents = _Latents(free, held, -1 - self.deepest)
+        free = _all_to(self.device, self.split(z) if isinstance(z, Tensor) else z)
+        latents = _Latents(free, _all_to(self.device, held), -1 - self.deepest)
         with pyro.poutine.trace() as tracer, latents, self.handlers(masked=masked):
             self.story()
         return tracer.trace, latents
 
     def factors(
-        self, z: Tensor, held: Mapping[str, Tensor] | None = None, *, masked: bool = True
+        self,
+        z: Tensor | Values,
+        held: Mapping[str, Tensor] | None = None,
+        *,
+        masked: bool = True,
     ) -> tuple[list[Factor], _Latents]:
         """Every term of the log joint at z, discrete latents enumerated but for those held."""
         trace, latents = self._run(z, held or {}, masked)
@@ -415,6 +438,10 @@ class Density:
 
     def total(self, z: Tensor | Values, held: Mapping[str, Tensor] | None = None) -> Tensor:
         """Log density at one flat vector, or at its unconstrained values by name."""
+        with self.there():
+            return home(self._total(z, held))
+
+    def _total(self, z: Tensor | Values, held: Mapping[str, Tensor] | None) -> Tensor:
         trace, latents = self._run(z, held or {})
         total = sum(latents.jacobian, torch.zeros((), dtype=torch.float64))
         quick = {} if self.discrete else self._quick_sums(trace)
@@ -555,7 +582,7 @@ class Density:
 
     def told(self, z: Tensor) -> tuple[Tensor, ...]:
         """Latents and derived quantities at one flat vector, in the order of `names`."""
-        return tuple(self._values_in(self._run(z, {})[0], {}).values())
+        return tuple(map(home, self._values_in(self._run(z, {})[0], {}).values()))
 
     @property
     def names(self) -> list[str]:
@@ -638,15 +665,8 @@ class Density:
     def _initial_at_once(self, n: int, seed: int) -> Tensor:
         """What the prior gives is drawn first; what hangs on it is drawn for all at once."""
         names = {site.name for site in self.sites}
-
-        with (
-            pyro.validation_enabled(False),
-            torch.no_grad(),
-            torch.random.fork_rng(devices=[]),
-            warnings.catch_warnings(),
-        ):
+        with self.drawing(seed), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that it could be faster
-            torch.manual_seed(seed)
             with pyro.poutine.trace() as tracer, self.handlers():
                 self.story()
             fns = {name: node["fn"] for name, node in sampled(tracer.trace) if name in names}
@@ -660,8 +680,13 @@ class Density:
         """A flat vector drawn from the prior, but for the latents whose values are given."""
         with pyro.poutine.trace() as tracer, _Given(given), self.handlers():
             self.story()
-        nodes = [tracer.trace.nodes[site.name] for site in self.sites]
-        parts = [bijection(node["fn"]).inv(node["value"]).reshape(-1) for node in nodes]
+        return self._free(tracer.trace)
+
+    def _free(self, trace: Any) -> Tensor:
+        """The flat vector of the latents of a trace."""
+        nodes = [trace.nodes[site.name] for site in self.sites]
+        with self.there():
+            parts = [home(bijection(n["fn"]).inv(n["value"]).reshape(-1)) for n in nodes]
         return torch.cat([torch.zeros(0), *parts]).to(torch.float64)
 
     def expectation(self, z: Tensor, held: Mapping[str, Tensor] | None = None) -> Values:
@@ -670,15 +695,14 @@ class Density:
             trace, _ = self._run(z, held or {})
         found = {}
         for name in self.observed:
-            mean = trace.nodes[name]["fn"].mean
+            mean = home(trace.nodes[name]["fn"].mean)
             found[name] = mean.reshape(tuple(self.view.sizes[d] for d in self.view.dims(name)))
         return found
 
     def prior_draws(self, n: int, seed: int) -> tuple[list[Values], list[Values]]:
         """Draws of the latents and derived quantities from the prior, and of the data predicted from each."""
         draws, predicted = [], []
-        with pyro.validation_enabled(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with self.drawing(seed):
             for _ in range(n):
                 with pyro.poutine.trace() as tracer, self.handlers(generate=True):
                     self.story()
@@ -689,10 +713,10 @@ class Density:
     def predict(self, draws: list[Values], seed: int) -> list[Values]:
         """New data at each of a list of latents' values."""
         predicted = []
-        with pyro.validation_enabled(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with self.drawing(seed):
             for draw in draws:
                 held = {k: v for k, v in draw.items() if k not in self.derived}
+                held = _all_to(self.device, held)
                 with pyro.poutine.trace() as tracer, self.handlers(generate=True):
                     pyro.poutine.condition(self.story, data=held)()
                 predicted.append(self._values(tracer.trace, is_data=True))
@@ -700,7 +724,7 @@ class Density:
 
     def _values(self, trace: Any, *, is_data: bool) -> Values:
         return {
-            name: node["value"].detach()
+            name: home(node["value"].detach())
             for name, node in sampled(trace)
             if bool(node["infer"].get("is_data")) == is_data
             and not isinstance(node["fn"], dist.Unit)
@@ -708,20 +732,11 @@ class Density:
 
     def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
         """The flat vector of values by name."""
-        parts: list[Tensor] = []
-
-        class Free(Messenger):
-            def _pyro_sample(self, msg: Any) -> None:
-                if msg["name"] in values and not msg["infer"].get("is_data"):
-                    msg["value"], msg["done"] = values[msg["name"]], True
-
+        values = _all_to(self.device, values)
         with pyro.validation_enabled(False), torch.no_grad():
-            with pyro.poutine.trace() as tracer, Free(), self.handlers():
+            with pyro.poutine.trace() as tracer, _Given(values), self.handlers():
                 self.story()
-            for site in self.sites:
-                node = tracer.trace.nodes[site.name]
-                parts.append(bijection(node["fn"]).inv(node["value"]).reshape(-1))
-        return torch.cat(parts).to(torch.float64) if parts else torch.zeros(0, dtype=torch.float64)
+            return self._free(tracer.trace)
 
     def constrain(self, z: Tensor, held: Mapping[str, Tensor] | None = None) -> Values:
         """Latents and derived quantities by name, with a leading axis over the batch of flat vectors."""
@@ -877,7 +892,9 @@ class Density:
         with pyro.validation_enabled(False), torch.no_grad():
             for start in range(0, len(z), chunk):
                 part = {name: value[start : start + chunk] for name, value in held.items()}
-                pieces.append(vmap(one)(z[start : start + chunk], part))
+                with self.there():
+                    found = vmap(one)(z[start : start + chunk], part)
+                pieces.append(tree_map(home, found))
         if len(pieces) == 1:
             return pieces[0]
         flat, layouts = zip(*map(tree_flatten, pieces), strict=True)
@@ -927,8 +944,32 @@ def _normal_sum(fn: Any, value: Tensor, mask: Tensor | None) -> Tensor | None:
 
 
 def _padded(values: Tensor, size: int) -> Tensor:
-    """Values repeated at the end up to a size."""
+    """Values repeated at the end up to a size, zeros where there are none."""
+    if not len(values):
+        return values.new_zeros(size, *values.shape[1:])
     return torch.cat([values, values[-1:].expand(size - len(values), *values.shape[1:])])
+
+
+def usable(device: str) -> str:
+    """A device by its name, where it is here and counts in double precision."""
+    try:
+        torch.zeros((), dtype=torch.float64, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        there = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        raise ModelError(
+            f"nothing can be worked out on {device!r} here ({str(error).partition('. ')[0]}); "
+            f"there is {', '.join(['cpu', *there])}"
+        ) from None
+    return str(device)
+
+
+def home(tensor: Tensor) -> Tensor:
+    """On the processor."""
+    return tensor.cpu()
+
+
+def _all_to(device: str, values: Mapping[str, Tensor]) -> Values:
+    return {name: value.to(device) for name, value in values.items()}
 
 
 _TRACES: OrderedDict[tuple[Any, ...], Graph] = OrderedDict()

@@ -51,11 +51,13 @@ def make_density(
     *,
     mask: np.ndarray | None = None,
     fuse: bool = False,
+    device: str = "cpu",
     seed: int = 0,
 ) -> Density:
     """The density of a model given valid data and a prior, or an error that says why not."""
     found = find(model)
-    return Density(found, data, check_fit(found, data, prior), mask=mask, fuse=fuse, seed=seed)
+    checked = check_fit(found, data, prior)
+    return Density(found, data, checked, mask=mask, device=device, fuse=fuse, seed=seed)
 
 
 def check_fit(model: Model, data: xr.Dataset, prior: Any = None) -> Prior:
@@ -78,6 +80,7 @@ def fit(
     predictive: int = 200,
     lean: bool = False,
     fuse: bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     **options: Any,
@@ -97,6 +100,8 @@ def fit(
             and reports are made of.
         fuse: compile the density with Torch's own compiler first. It takes some ten seconds and needs a C++ compiler;
             long runs on much data are several times as fast.
+        device: where the model is worked out, such as `cuda`: quicker where the data are many. What runners do with
+            the draws in between is small, and stays on the processor.
         progress: called with (done, total, text).
         checkpoint: file that an interrupted run goes on from, where the runner can; remove it when the run is safe.
         **options: of the runner.
@@ -111,7 +116,9 @@ def fit(
         refused = [text for text, value in given.items() if value is not None]
         refused += [f"runner {runner}"] if runner not in (None, "ensemble") else []
         refused += ["fuse"] if fuse else []
-        return _fit_each(found, data, chosen, refused, seed=seed, progress=progress, **options)
+        return _fit_each(
+            found, data, chosen, refused, seed=seed, device=device, progress=progress, **options
+        )
     name, run = runner_of(found, runner)
     allowed = set(list(inspect.signature(run).parameters)[1:]) - {"seed", "progress", "checkpoint"}
     unknown = sorted(set(options) - allowed)
@@ -119,7 +126,7 @@ def fit(
         raise RunError(
             f"runner {name} has no option {', '.join(unknown)}; it has {', '.join(sorted(allowed))}"
         )
-    density = make_density(found, data, chosen, mask=mask, fuse=fuse, seed=seed)
+    density = make_density(found, data, chosen, mask=mask, fuse=fuse, device=device, seed=seed)
     started = time.perf_counter()
     with one_thread():
         draws = run(density, seed=seed, progress=progress, checkpoint=checkpoint, **options)
@@ -145,8 +152,9 @@ def _fit_each(
     """Fit many datasets in the same strokes."""
     from .stack import fit_stack
 
-    if refused or set(how) - {"seed", "progress", "ess", "chains"}:
-        what = ", ".join([*refused, *sorted(set(how) - {"seed", "progress", "ess", "chains"})])
+    unknown = set(how) - {"seed", "device", "progress", "ess", "chains"}
+    if refused or unknown:
+        what = ", ".join([*refused, *sorted(unknown)])
         raise RunError(f"several datasets at once are fitted without {what}; fit each alone")
     if not datasets:
         raise DataError("there is no dataset to fit")

@@ -33,9 +33,10 @@ class Lifted:
         left = iter(self.tensors if tensors is None else tensors)
         return Prior({name: _put(e, left) for name, e in self.prior.items()}, self.prior.name)
 
-    def in_double(self) -> Prior:
-        """The same prior in double precision, which a distribution that text cannot hold may not have."""
-        return self.rebuilt([t.double() if t.is_floating_point() else t for t in self.tensors])
+    def in_double(self, device: str = "cpu") -> Prior:
+        """The same prior on a device, in double precision, which a distribution that text cannot hold may not have."""
+        moved = [t.to(device) for t in self.tensors]
+        return self.rebuilt([t.double() if t.is_floating_point() else t for t in moved])
 
 
 def lift(prior: Prior) -> Lifted:

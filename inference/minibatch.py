@@ -5,6 +5,7 @@ Over random batches of one size its mean is the density of all units, value and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ..models.model import View, sampled
 from ..models.priors import ModelError
-from .density import Density, Values, sum_product
+from .density import Density, Values, home, sum_product
 from .runs import RunError
 
 __all__ = ["Minibatch"]
@@ -50,7 +51,7 @@ class Minibatch(Density):
                 whole.model,
                 whole.data.isel({self.along: slice(size)}),
                 whole.prior,
-                mask=None if mask is None else mask.numpy(),
+                mask=None if mask is None else home(mask).numpy(),
                 device=whole.device,
             )
         except (ModelError, RuntimeError, ValueError, IndexError) as error:
@@ -70,7 +71,7 @@ class Minibatch(Density):
                 tensor = getattr(self._full, str(name))
                 # A coordinate is shaped to broadcast, but its own dimension stays the first.
                 axis = array.dims.index(self.along)
-                self.view.read[str(name)] = tensor.index_select(axis, places)
+                self.view.read[str(name)] = tensor.index_select(axis, places.to(tensor.device))
         if self.whole.mask is not None:
             self.mask = self._part(self.whole.mask, self.whole.unit, places)
         # A trace holds the data that it was bound to.
@@ -81,9 +82,9 @@ class Minibatch(Density):
         self.take(torch.randperm(self.units)[: self.size])
 
     def _part(self, mask: Tensor, unit: tuple[str, ...], places: Tensor) -> Tensor:
-        return mask.index_select(unit.index(self.along), places)
+        return mask.index_select(unit.index(self.along), places.to(mask.device))
 
-    def total(self, z: Tensor, held: Values | None = None) -> Tensor:  # type: ignore[override]
+    def _total(self, z: Tensor | Values, held: Mapping[str, Tensor] | None) -> Tensor:
         """Log density of the batch, its data weighed for all."""
         factors, latents = self.factors(z, held)
         weighed = [replace(f, value=self.weight * f.value) if f.is_data else f for f in factors]
@@ -129,9 +130,7 @@ def _check_plates(whole: Density, along: str) -> None:
                 f"{name}: {whole.alternatives[0].name} is summed out over all data at once: leave out batch"
             )
     with (
-        pyro.validation_enabled(False),
-        torch.no_grad(),
-        torch.random.fork_rng(devices=[]),
+        whole.drawing(None),
         pyro.poutine.trace() as tracer,
         whole.handlers(),
     ):

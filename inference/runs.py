@@ -352,6 +352,7 @@ def _attrs(
         "unit": json.dumps(list(density.unit_axes)),
         "runner": runner,
         "runner_options": json.dumps(dict(options), default=str),
+        "device": density.device,
         "seed": seed,
         "seconds": float(seconds),
         "data_sha256": digest(density.data),

@@ -166,12 +166,7 @@ class _Stack:
                 return vmap(lambda _: self.density.drawn({}), randomness="different")(points)
 
         try:
-            with (
-                pyro.validation_enabled(False),
-                torch.no_grad(),
-                torch.random.fork_rng(devices=[]),
-            ):
-                torch.manual_seed(seed)
+            with self.density.drawing(seed):
                 over = vmap(of_one, randomness="different")
                 found: Tensor = over(torch.zeros(self.size, n), *self.inputs)
         except RuntimeError:
@@ -223,6 +218,7 @@ def fit_stack(
     prior_name: str,
     seed: int = 0,
     progress: Progress | None = None,
+    device: str = "cpu",
     ess: int = 1000,
     chains: int = 16,
 ) -> xr.DataTree:
@@ -235,6 +231,7 @@ def fit_stack(
         prior_name: name of the prior set.
         seed: everything depends on it alone.
         progress: called with (done, total, text).
+        device: where the model is worked out.
         ess: bulk effective draws of the worst parameter of every dataset.
         chains: of every dataset.
     """
@@ -242,7 +239,7 @@ def fit_stack(
         raise RunError(f"ess must be at least 1, and chains at least {2 * GROUPS}")
     report = progress or (lambda done, total, text: None)
     started = time.perf_counter()
-    first = Density(model, datasets[0], priors[0])
+    first = Density(model, datasets[0], priors[0], device=device)
     if not first.dim or first.alternatives or first.networks is not None:
         raise RunError(f"{model.name} cannot be fitted to many datasets at once; fit each alone")
     inputs = _inputs(first, datasets, priors)
@@ -271,7 +268,8 @@ def fit_stack(
     alone = torch.nonzero(~found["settled"] | (found["basins"] > 1))[:, 0].tolist()
     for done, i in enumerate(alone):
         report(done, len(alone), "datasets that need a fit of their own")
-        _alone(found, i, Density(model, datasets[i], priors[i]), ess, chains, seed)
+        density = Density(model, datasets[i], priors[i], device=device)
+        _alone(found, i, density, ess, chains, seed)
     seconds = time.perf_counter() - started
     attrs = {"ess": ess, "chains": chains}
     about = _about(model, first, datasets, prior_name, seed, seconds, attrs)
@@ -293,7 +291,7 @@ def _inputs(first: Density, datasets: Sequence[xr.Dataset], priors: Sequence[Any
             raise RunError(f"the prior of dataset {i} is not built like that of dataset 0")
         numbers = [t.double() if t.is_floating_point() else t for t in lifted[i].tensors]
         rows.append([*(getattr(view, name) for name in sorted(first.view.read)), *numbers])
-    return [torch.stack(column) for column in zip(*rows, strict=True)]
+    return [torch.stack(column).to(first.device) for column in zip(*rows, strict=True)]
 
 
 def _group(stack: _Stack, length: int, thin: int, ess: int, seed: int) -> Record:
@@ -517,6 +515,7 @@ def _about(
         "prior": json.dumps(dict.fromkeys(first.prior, "scaled to each dataset")),
         "runner": "ensemble",
         "runner_options": json.dumps(options),
+        "device": first.device,
         "seed": seed,
         "seconds": seconds,
         "datasets": len(datasets),

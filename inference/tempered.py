@@ -6,6 +6,7 @@ The reference is normalised: a mixture around the modes that were found, and the
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class PriorDensity(Density):
         super().__init__(density.model, density.data, density.prior, device=density.device)
         self.networks = density.networks
 
-    def total(self, z: Tensor, held: Values | None = None) -> Tensor:  # type: ignore[override]
+    def _total(self, z: Tensor | Values, held: Mapping[str, Tensor] | None) -> Tensor:
         """Log density of the prior alone."""
         factors, latents = self.factors(z, held)
         own = {site.name for site in [*self.sites, *self.discrete]}
