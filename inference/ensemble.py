@@ -44,8 +44,9 @@ JUMP = 0.02
 COVERED = 0.05
 # Warm-up windows: short while the chains' shape is coarse, longer as it gets fine.
 FIRST_WINDOW, GROWTH = 16, 2.0
-# Transitions after which warm-up ends once the chains agree.
-ENOUGH = 100
+# Transitions after which warm-up ends once the chains agree; and the share of the draws asked for after which it does
+# where so many jumps are taken that little is left to learn.
+ENOUGH, BRIEF, GOOD = 100, 0.25, 0.3
 MOST_STEPS = 256
 JITTER = 0.5
 # Every trajectory takes a step of its own between these shares of the adapted one: where a posterior is narrow, as in
@@ -199,8 +200,9 @@ def run(
         report(0, ess, "climbing to the modes")
         state, kernel, basins = _start(density, chains, starts, seed, generator)
         report(0, ess, "warming up")
+        brief = math.ceil(BRIEF * ess / chains)
         state, kernel, warm = _warm_up(
-            density, state, kernel, basins, warmup, target_acceptance, generator
+            density, state, kernel, basins, warmup, brief, target_acceptance, generator
         )
         record = _Draws()
 
@@ -350,6 +352,7 @@ def _warm_up(
     kernel: _Kernel,
     basins: _Basins,
     most: int,
+    brief: int,
     target: float,
     generator: torch.Generator,
 ) -> tuple[State, _Kernel, int]:
@@ -380,7 +383,7 @@ def _warm_up(
         if kernel.jump is not None:
             kernel.jump = taught(kernel.jump, flat, values)
         learnt = kernel.jump is not before or (kernel.jump is None or taken < JUMP)
-        if _agree(z) and (not learnt or done >= ENOUGH):
+        if _agree(z) and (not learnt or done >= (min(ENOUGH, brief) if taken > GOOD else ENOUGH)):
             break
         kernel.metric = basins.metric(flat)
         window, cap = int(window * GROWTH), 2 * cap
