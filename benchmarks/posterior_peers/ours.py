@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 
 import atomzoo
@@ -16,7 +17,7 @@ import atomzoo
 import atomzoo.inference.ensemble
 import atomzoo.inference.fit
 
-__all__ = ["Sampler", "classics", "model_of"]
+__all__ = ["OnCuda", "Sampler", "classics", "model_of"]
 
 CLASSICS = Path(__file__).parents[2] / "tests" / "reference" / "classics.py"
 
@@ -43,6 +44,7 @@ class Sampler:
     AMOUNT = 4000
     STEERED = True
     SHARES_COMPILE = True
+    DEVICE = "cpu"
 
     def __init__(self, name: str, problem: dict[str, Any], which: str) -> None:
         self.model, self.problem = model_of(name), problem
@@ -62,7 +64,25 @@ class Sampler:
     def sample(self, seed: int, amount: int) -> dict[str, np.ndarray]:
         """Constrained draws (chain, draw, ...) by name."""
         run = atomzoo.fit(
-            self.model, self.data, runner="ensemble", ess=amount, seed=seed, lean=True
+            self.model,
+            self.data,
+            runner="ensemble",
+            ess=amount,
+            seed=seed,
+            lean=True,
+            device=self.DEVICE,
         )
         posterior = run["posterior"].to_dataset()
         return {name: posterior[name].values for name in self.problem["latents"]}
+
+
+class OnCuda(Sampler):
+    """The same with the model worked out on a graphics card."""
+
+    DEVICE = "cuda"
+
+    @staticmethod
+    def prepare(name: str) -> None:
+        """Wake the card besides."""
+        Sampler.prepare(name)
+        torch.zeros((), device="cuda")

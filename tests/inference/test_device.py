@@ -12,10 +12,10 @@ from atomzoo.inference.lifting import lift
 from atomzoo.models.model import View, models
 from atomzoo.models.priors import ModelError
 
-CATALOGUE = [m for m in models() if m.story.__module__.startswith("atomzoo.models.")]
+STORIES = [m for m in models() if m.story.__module__.startswith("atomzoo.models.")]
 
 
-@pytest.mark.parametrize("story", CATALOGUE, ids=lambda model: model.name)
+@pytest.mark.parametrize("story", STORIES, ids=lambda model: model.name)
 def test_all_that_a_story_makes_is_on_its_device(monkeypatch, story):
     assert story.design is not None
     density = make_density(story, story.design())

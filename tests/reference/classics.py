@@ -49,7 +49,7 @@ def column(values: np.ndarray | list[float]) -> xr.Dataset:
 
 
 def tensor(values: np.ndarray | list[float]) -> Tensor:
-    """Constants in double precision."""
+    """Constants in double precision, on the device of the story that makes them."""
     return torch.as_tensor(np.asarray(values, float))
 
 
@@ -82,9 +82,10 @@ def eight_schools_centred(table: View, prior: Prior) -> None:
 
     References: Rubin, Journal of Educational Statistics 6 (1981); Gelman et al., Bayesian Data Analysis, section 5.5.
     """
+    sigma = tensor(SCHOOL_ERRORS)
     mu, tau = sample("mu", prior.mu), sample("tau", prior.tau)
-    theta = pyro.sample("theta", Normal(mu * torch.ones_like(SIGMA), tau).to_event(1))
-    observe("value", Normal(theta[:, None], SIGMA[:, None]))
+    theta = pyro.sample("theta", Normal(mu * torch.ones_like(sigma), tau).to_event(1))
+    observe("value", Normal(theta[:, None], sigma[:, None]))
 
 
 @model(kind="table", priors=SCHOOLS_PRIOR, sizes=SCHOOLS_SIZES, design=schools)
@@ -93,10 +94,11 @@ def eight_schools_noncentred(table: View, prior: Prior) -> None:
 
     References: Papaspiliopoulos, Roberts and Sköld, Statistical Science 22 (2007), for the change of variables.
     """
+    sigma = tensor(SCHOOL_ERRORS)
     mu, tau = sample("mu", prior.mu), sample("tau", prior.tau)
-    z = pyro.sample("z", Normal(torch.zeros_like(SIGMA), 1.0).to_event(1))
+    z = pyro.sample("z", Normal(torch.zeros_like(sigma), 1.0).to_event(1))
     theta = pyro.deterministic("theta", mu + tau * z)
-    observe("value", Normal(theta[:, None], SIGMA[:, None]))
+    observe("value", Normal(theta[:, None], sigma[:, None]))
 
 
 @model(
@@ -183,7 +185,8 @@ def logistic(table: View, prior: Prior) -> None:
 
     References: the size of the German credit data; Gelman et al., Annals of Applied Statistics 2 (2008), for the prior.
     """
-    eta = sample("intercept", prior.intercept) + COVARIATES @ sample("slopes", prior.slopes)
+    slopes = sample("slopes", prior.slopes)
+    eta = sample("intercept", prior.intercept) + tensor(COVARIATES) @ slopes
     observe("value", Bernoulli(logits=eta[:, None]))
 
 
@@ -216,7 +219,7 @@ def gp_regression(table: View, prior: Prior) -> None:
     References: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), section 5.4.1; Betancourt,
     Robust Gaussian Process Modeling (2020), for the prior of the length.
     """
-    kernel = torch.exp(-0.5 * SQUARES / sample("length", prior.length) ** 2)
+    kernel = torch.exp(-0.5 * tensor(SQUARES) / sample("length", prior.length) ** 2)
     signal = sample("amplitude", prior.amplitude) ** 2 * kernel
     noise = sample("noise", prior.noise) ** 2 * torch.eye(40, dtype=torch.float64)
     factor = torch.linalg.cholesky(signal + noise)
@@ -271,17 +274,17 @@ def hierarchy(table: View, prior: Prior) -> None:
     spread, factor = sample("spread", prior.spread), sample("factor", prior.factor)
     z = pyro.sample("z", Normal(torch.zeros(GROUPS, 3, dtype=torch.float64), 1.0).to_event(2))
     effect = sample("center", prior.center) + z @ (spread[:, None] * factor).mT
-    climbed = CLIMB @ sample("share", prior.share)
-    mean = (effect[GROUP] * torch.stack([torch.ones_like(climbed), DOSE, climbed], -1)).sum(-1)
+    climbed, group = tensor(CLIMB) @ sample("share", prior.share), torch.as_tensor(GROUP)
+    terms = torch.stack([torch.ones_like(climbed), tensor(DOSE), climbed], -1)
+    mean = (effect[group] * terms).sum(-1)
     observe("value", Normal(mean[:, None], sample("noise", prior.noise)))
 
 
-SIGMA = tensor(SCHOOL_ERRORS)
-COVARIATES = tensor(covariates())
-SQUARES = tensor(np.subtract.outer(INPUTS, INPUTS) ** 2)
-GROUP, DOSE = torch.as_tensor(plan()[0]), tensor(plan()[1])
+COVARIATES = covariates()
+SQUARES = np.subtract.outer(INPUTS, INPUTS) ** 2
+GROUP, DOSE, LEVEL = plan()
 # A row for each observation: which of the steps it has climbed.
-CLIMB = tensor(plan()[2][:, None] > np.arange(LEVELS - 1))
+CLIMB = LEVEL[:, None] > np.arange(LEVELS - 1)
 
 CLASSICS = (
     eight_schools_centred,
