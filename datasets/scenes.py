@@ -82,6 +82,9 @@ class Scene:
         default = self.parameters[name]
         if default is None or isinstance(value, type(default)):
             return value
+        if isinstance(default, str):
+            # A name that looks like a number was read as one: `walls=180`.
+            return str(value)
         try:
             number = float(value)
         except (TypeError, ValueError):

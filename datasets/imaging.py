@@ -1,0 +1,368 @@
+"""Scenes of columns of atoms under a microscope: what all of them have in common.
+
+A scene says which columns there are; `imaged` adds the parameters of specimen and microscope, which are the same for
+every scene, takes the picture and writes down the truth. With `gives=image` a scene gives the image, with `gives=atoms`
+the columns as the best measurement of that image would find them, with their covariance. It is the same crystal.
+
+Parameters of every scene, lengths in nm:
+
+- `field` and `pixel`: the side of the square frame, and the distance of pixels;
+- `dose`: electrons that a column of intensity one sends to the detector, summed over its pixels;
+- `probe`, `source`: standard deviations of the probe and of the source (2.355 times smaller than full widths);
+  `tail` is the fraction of the electrons in a tail of standard deviation `tail_width`;
+- `background`: at the middle of the frame, in units of the peak of a column of intensity one, uneven by a quarter;
+- `contamination`: the highest that a blotch of dirt can be, in the same units;
+- `readout`: standard deviation of the detector's own noise, in electrons a pixel;
+- `disorder`: standard deviation of each coordinate of each column about its place; `spread`: relative standard
+  deviation of the intensities of like columns; `z_power`: the power of the atomic number that an atom's intensity goes
+  with; `rotation`: of the crystal, in degrees, from x towards y;
+- `scale`, `stretch`, `shear`: M = scale · ((1, shear), (0, stretch)) is the scan's error, see `microscope`;
+  `drift`: root mean square of the slow drift; `jitter`: standard deviation of the shift of each row;
+- `precision`: the standard error of positions under `gives=atoms`; 0 for the least that the dose allows.
+
+Truth: every number among the parameters as `true_<parameter>`; of each column in the frame `true_position`, where the
+image shows it, jitter left out; `true_specimen_position`, where it is; `true_lattice_position`, its place on the
+undistorted lattice; `true_intensity` in electrons; `true_species` and `true_site`, named by
+`attrs["species_names"]` and `attrs["site_names"]`. Columns just outside the frame that shine into it are
+`true_outside_*`, vacant places `true_missing_*`. The scan is `true_scan_matrix`, `true_scan_centre`, and
+`true_row_drift` and `true_row_jitter` at `true_row_y`. An image has `true_mean`, the electrons expected at each pixel,
+and `true_haze`, what of these is background and dirt. With the mean, `microscope.measure` gives the Cramér-Rao bound of
+every column.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import wraps
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from .crystals import Crystal, choose
+from .kinds import DataError, dataset
+from .microscope import Probe, Scan, measure, render
+from .scenes import MOST_ELEMENTS
+
+__all__ = ["Setting", "imaged"]
+
+POSITIVE = ("field", "pixel", "dose", "probe", "scale", "stretch")
+# A wider relative range is a slip of units, not a scan.
+LARGEST_DISTORTION = 0.5
+# Poisson numbers beyond it are not drawn exactly.
+LARGEST_DOSE = 1e12
+# Blotches of dirt: nm² for each, and the range of their standard deviations in nm.
+BLOTCH_AREA, BLOTCH_WIDTHS = 8.0, (0.4, 1.2)
+# Nanometres that the crystal goes on beyond what is seen.
+MARGIN = 0.5
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Specimen and microscope, told in the module's docstring."""
+
+    gives: str = "image"
+    field: float = 8.0
+    pixel: float = 0.015
+    dose: float = 2000.0
+    probe: float = 0.04
+    source: float = 0.015
+    tail: float = 0.0
+    tail_width: float = 0.12
+    background: float = 0.05
+    contamination: float = 0.0
+    readout: float = 0.0
+    disorder: float = 0.003
+    spread: float = 0.02
+    z_power: float = 1.7
+    rotation: float = 0.0
+    scale: float = 1.0
+    stretch: float = 1.0
+    shear: float = 0.005
+    drift: float = 0.01
+    jitter: float = 0.002
+    precision: float = 0.0
+
+    def __post_init__(self) -> None:
+        choose("gives", self.gives, ("image", "atoms"))
+        for name, value in vars(self).items():
+            if name in ("gives", "shear", "rotation"):
+                continue
+            if name in POSITIVE and not value > 0:
+                raise DataError(f"{name} must be positive, found {value:g}")
+            if not value >= 0:
+                raise DataError(f"{name} must not be negative, found {value:g}")
+        for name, value in vars(self).items():
+            if name != "gives" and not np.isfinite(value):
+                raise DataError(f"{name} must be finite, found {value:g}")
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        if self.tail >= 1 or (self.tail > 0 and not self.tail_width > 0):
+            raise DataError(
+                f"tail must be below 1 and have a tail_width, found {self.tail:g} of {self.tail_width:g} nm"
+            )
+        for name in ("scale", "stretch", "shear"):
+            off = getattr(self, name) - (name != "shear")
+            if abs(off) > LARGEST_DISTORTION:
+                raise DataError(
+                    f"{name}={getattr(self, name):g} distorts by more than {LARGEST_DISTORTION:.0%}"
+                )
+        if self.dose > LARGEST_DOSE:
+            raise DataError(f"dose must be at most {LARGEST_DOSE:g} electrons, found {self.dose:g}")
+        if not 8 * self.pixel <= self.field:
+            raise DataError(
+                f"field must be at least 8 pixels of {self.pixel:g} nm, found {self.field:g}"
+            )
+        if (self.field / self.pixel) ** 2 > MOST_ELEMENTS:
+            raise DataError(
+                f"a field of {self.field:g} nm has more than {MOST_ELEMENTS:g} pixels of {self.pixel:g} nm; "
+                "take a smaller field or larger pixels"
+            )
+        if self.pixel > 2 * self.optics.core:
+            raise DataError(
+                f"pixel={self.pixel:g} nm is too coarse for a probe of {self.optics.core:g} nm; "
+                "take pixels of at most twice its standard deviation"
+            )
+        for name in ("drift", "jitter"):
+            if getattr(self, name) > self.field / 20:
+                raise DataError(
+                    f"{name} must be at most a twentieth of the field, found {getattr(self, name):g} nm"
+                )
+
+    @property
+    def optics(self) -> Probe:
+        """The probe as the source blurs it."""
+        core, tail = np.hypot([self.probe, self.tail_width], self.source)
+        return Probe(float(core), self.tail, float(tail))
+
+    @property
+    def unit_peak(self) -> float:
+        """Electrons in the brightest pixel of a column of intensity one."""
+        return self.dose * self.pixel**2 * self.optics.peak
+
+    def scan(self, rng: np.random.Generator) -> Scan:
+        """The scan: drift of the first three Legendre polynomials along the frame, and jitter."""
+        points = np.arange(round(self.field / self.pixel)) * self.pixel
+        t = np.linspace(-1, 1, len(points))
+        shapes = np.stack([t, 1.5 * t**2 - 0.5, 2.5 * t**3 - 1.5 * t])
+        # The mean square of the n-th is 1 / (2n + 1); most of the drift is even, a tenth of its variance is not.
+        shares = rng.standard_normal((2, 3)) * np.sqrt([3 * 0.6, 5 * 0.3, 7 * 0.1])
+        drift = self.drift * (shares @ shapes).T
+        matrix = self.scale * np.array([[1.0, self.shear], [0.0, self.stretch]])
+        if np.abs(np.diff(drift[:, 1])).max() > LARGEST_DISTORTION * self.pixel:
+            raise DataError(f"a drift of {self.drift:g} nm folds the image; take a smaller drift")
+        return Scan(points, points, matrix, drift, self.jitter * rng.standard_normal(len(points)))
+
+    def haze(self, scan: Scan, rng: np.random.Generator) -> np.ndarray:
+        """Background and dirt, in electrons a pixel."""
+        x, y = scan.x - scan.centre[0], scan.y - scan.centre[1]
+        u, v = x / self.field * 2, (y / self.field * 2)[:, None]
+        slopes = rng.standard_normal(3)
+        slopes *= 0.25 / np.abs(slopes).sum()
+        haze = self.background * (1 + slopes[0] * u + slopes[1] * v + slopes[2] * u * v)
+        blotches = max(1, round(self.field**2 / BLOTCH_AREA))
+        place = rng.uniform(-0.6, 0.6, (2, blotches, 1)) * self.field
+        width = rng.uniform(*BLOTCH_WIDTHS, (blotches, 1))
+        height = rng.uniform(0.2, 1.0, (blotches, 1))
+        if self.contamination > 0:
+            across = height * np.exp(-0.5 * ((x - place[0]) / width) ** 2)
+            down = np.exp(-0.5 * ((y - place[1]) / width) ** 2)
+            dirt = down.T @ across
+            # Where blotches overlap they add up, and the highest is what was asked for.
+            haze = haze + self.contamination * dirt / max(1.0, dirt.max())
+        return self.unit_peak * haze
+
+
+def imaged(**defaults: Any) -> Callable[[Callable[..., Crystal]], Callable[..., xr.Dataset]]:
+    """Make a scene of a function that grows a crystal, with its own defaults for the setting.
+
+    The function is `grow(rng, radius, **parameters)`: the columns within a radius of the origin, at least. Where it
+    asks for `z_power`, it gets that of the setting.
+    """
+    setting = Setting(**defaults)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    common = {
+        f.name: inspect.Parameter(f.name, keyword, default=getattr(setting, f.name))
+        for f in fields(Setting)
+    }
+
+    def decorate(grow: Callable[..., Crystal]) -> Callable[..., xr.Dataset]:
+        signature = inspect.signature(grow)
+        rng_first, _, *asked = signature.parameters.values()
+        own = {p.name: p.replace(kind=keyword) for p in asked if p.name not in common}
+        shared = [p.name for p in asked if p.name in common]
+
+        @wraps(grow)
+        def make(rng: np.random.Generator, **given: Any) -> xr.Dataset:
+            chosen = replace(setting, **{k: v for k, v in given.items() if k in common})
+            values = {name: given.get(name, p.default) for name, p in own.items()}
+            values |= {name: getattr(chosen, name) for name in shared}
+            return _picture(rng, grow, chosen, values)
+
+        parameters = [rng_first, *own.values(), *common.values()]
+        make.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return make
+
+    return decorate
+
+
+def _picture(
+    rng: np.random.Generator,
+    grow: Callable[..., Crystal],
+    setting: Setting,
+    values: dict[str, Any],
+) -> xr.Dataset:
+    """What there is to see, what the instrument makes of it, and the truth of both."""
+    look = _look(rng, grow, setting, values)
+    names = {
+        "species_names": list(look.crystal.species_names),
+        "site_names": list(look.crystal.site_names),
+    }
+    words = {name: value for name, value in values.items() if isinstance(value, str)}
+    take = _take_image if setting.gives == "image" else _take_atoms
+    return take(rng, look, setting, attrs={**names, **words}, **_truth(look, setting, values))
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What there is to see: a crystal, its electrons, the scan and the haze, and where the columns are seen."""
+
+    crystal: Crystal
+    electrons: np.ndarray
+    scan: Scan
+    haze: np.ndarray
+    seen: np.ndarray
+    inside: np.ndarray
+    mean: np.ndarray
+
+
+def _look(
+    rng: np.random.Generator,
+    grow: Callable[..., Crystal],
+    setting: Setting,
+    values: dict[str, Any],
+) -> _Look:
+    """Crystal, scan and haze, each with a generator of its own, so that one does not move the other."""
+    of_crystal, of_scan, of_haze = (
+        np.random.default_rng(rng.integers(2**63, size=2)) for _ in range(3)
+    )
+    scan, probe = setting.scan(of_scan), setting.optics
+    corners = np.array([[x, y] for x in scan.x[[0, -1]] for y in scan.y[[0, -1]]])
+    away = np.linalg.norm(scan.specimen_position(corners) - scan.centre, axis=1).max()
+    reach = scan.half(probe) * setting.pixel + np.abs(scan.shifts[0]).max()
+    crystal = grow(of_crystal, float(away + reach) + MARGIN, **values)
+    crystal = crystal.turned(setting.rotation, scan.centre)
+    moved = setting.disorder * of_crystal.standard_normal(crystal.position.shape)
+    crystal = replace(crystal, position=crystal.position + moved)
+    # Exponential, so that no column turns negative.
+    varied = np.exp(setting.spread * of_crystal.standard_normal(len(crystal.position)))
+    electrons = setting.dose * crystal.intensity * varied
+    haze = setting.haze(scan, of_haze)
+    seen = scan.image_position(crystal.position)
+    inside = np.flatnonzero(_inside(seen, scan))
+    if not len(inside):
+        raise DataError("there is no column in the frame; take a larger field")
+    # From top to bottom, so that the order tells nothing of the species.
+    inside = inside[np.lexsort((seen[inside, 0], seen[inside, 1]))]
+    mean = haze + render(crystal.position, electrons, probe, scan)
+    return _Look(crystal, electrons, scan, haze, seen, inside, mean)
+
+
+def _take_image(rng: np.random.Generator, look: _Look, setting: Setting, **more: Any) -> xr.Dataset:
+    """The image: counts, and the detector's own noise."""
+    counts = rng.poisson(look.mean)
+    return dataset(
+        "image",
+        intensity=counts + setting.readout * rng.standard_normal(counts.shape),
+        y=look.scan.y,
+        x=look.scan.x,
+        units={"y": "nm", "x": "nm", "intensity": "electrons"},
+        true_mean=_electrons(look.mean),
+        true_haze=_electrons(look.haze),
+        **more,
+    )
+
+
+def _electrons(image: np.ndarray) -> xr.DataArray:
+    return xr.DataArray(image, dims=("y", "x"), attrs={"units": "electrons"})
+
+
+def _take_atoms(rng: np.random.Generator, look: _Look, setting: Setting, **more: Any) -> xr.Dataset:
+    """The columns, with the least error that the image allows and that of the jitter, or with `precision`."""
+    inside, count = look.inside, len(look.inside)
+    electrons = look.electrons[inside]
+    found = measure(
+        look.crystal.position[inside],
+        electrons,
+        setting.optics,
+        look.scan,
+        look.mean + setting.readout**2,
+    )
+    factor = np.linalg.cholesky(found.covariance)
+    error = np.einsum("nij,nj->ni", factor, rng.standard_normal((count, 3)))
+    covariance = found.covariance[:, :2, :2].copy()
+    if setting.precision > 0:
+        covariance[:] = np.eye(2) * setting.precision**2
+        error[:, :2] = setting.precision * rng.standard_normal((count, 2))
+    else:
+        covariance[:, 0, 0] += setting.jitter**2 * found.row_weight
+        error[:, 0] += found.row_shift
+    return dataset(
+        "atoms",
+        position=look.seen[inside] + error[:, :2],
+        intensity=electrons + error[:, 2],
+        covariance=covariance,
+        axis=np.array(["x", "y"]),
+        units={"position": "nm", "intensity": "electrons", "covariance": "nm^2"},
+        **more,
+    )
+
+
+def _inside(position: np.ndarray, scan: Scan, margin: float = 0.0) -> np.ndarray:
+    low, high = np.array([scan.x[0], scan.y[0]]), np.array([scan.x[-1], scan.y[-1]])
+    inside = (position >= low - margin) & (position <= high + margin)
+    return inside[:, 0] & inside[:, 1]
+
+
+def _truth(look: _Look, setting: Setting, values: dict[str, Any]) -> dict[str, xr.DataArray]:
+    """All that the data came from, as `true_*`."""
+    crystal, scan, seen = look.crystal, look.scan, look.seen
+    kept, (drift, jitter) = crystal.take(look.inside), scan.shifts
+    # Columns outside whose light falls into the frame.
+    reached = _inside(seen, scan, scan.half(setting.optics) * setting.pixel)
+    outside = np.flatnonzero(reached & ~_inside(seen, scan))
+    missing = scan.image_position(crystal.missing)
+    vacant = _inside(missing, scan)
+    truth: dict[str, tuple[tuple[str, ...], Any, str]] = {
+        name: ((), float(value), "1")
+        for name, value in {**vars(setting), **values}.items()
+        if not isinstance(value, str)
+    }
+    truth |= {name: ((), float(value), "1") for name, value in crystal.facts.items()}
+    truth |= {
+        "position": (("atom", "axis"), seen[look.inside], "nm"),
+        "specimen_position": (("atom", "axis"), kept.position, "nm"),
+        "lattice_position": (("atom", "axis"), kept.lattice, "nm"),
+        "intensity": (("atom",), look.electrons[look.inside], "electrons"),
+        "species": (("atom",), kept.species, "1"),
+        "site": (("atom",), kept.site, "1"),
+        "outside_position": (("outside", "axis"), seen[outside], "nm"),
+        "outside_intensity": (("outside",), look.electrons[outside], "electrons"),
+        "missing_position": (("missing", "axis"), missing[vacant], "nm"),
+        "missing_species": (("missing",), crystal.missing_species[vacant], "1"),
+        "scan_matrix": (("axis", "axis2"), scan.matrix, "1"),
+        "scan_centre": (("axis",), scan.centre, "nm"),
+        "row_y": (("row",), scan.y, "nm"),
+        "row_drift": (("row", "axis"), drift, "nm"),
+        "row_jitter": (("row",), jitter, "nm"),
+    }
+    for name, column in {**kept.columns, **kept.vectors}.items():
+        dims = ("atom", "axis")[: column.ndim]
+        truth[name] = (dims, column, "1" if column.dtype.kind in "iu" else crystal.units[name])
+    return {
+        f"true_{name}": xr.DataArray(array, dims=dims, attrs={} if unit == "1" else {"units": unit})
+        for name, (dims, array, unit) in truth.items()
+    }
