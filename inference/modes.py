@@ -12,7 +12,7 @@ from torch import Tensor
 from .density import Density
 from .runs import RunError
 
-__all__ = ["Mode", "ascend", "climb", "find_modes", "spread"]
+__all__ = ["Mode", "ascend", "climb", "factor_of", "find_modes", "spread"]
 
 # A basin e^-12 below the best holds less than a draw in a hundred thousand.
 NEGLIGIBLE = 12.0
@@ -330,10 +330,14 @@ def _newton(
         z, value, gradient = trials[best], heights[best], gradients[best]
         if gained < 1e-9:
             break
-    values, vectors = _curvature(density, z, scale, held)
-    covariance = (vectors / values) @ vectors.T
-    factor = torch.linalg.cholesky(0.5 * (covariance + covariance.T))
-    return z, float(value), scale[:, None] * factor
+    return z, float(value), scale[:, None] * factor_of(*_curvature(density, z, scale, held))
+
+
+def factor_of(values: Tensor, vectors: Tensor) -> Tensor:
+    """Cholesky factor of the inverse of matrices of these eigenvalues and vectors, however far apart they are."""
+    upper = torch.linalg.qr((vectors / values.sqrt()[..., None, :]).mT).R
+    signs = torch.where(torch.diagonal(upper, dim1=-2, dim2=-1) < 0, -1.0, 1.0)
+    return upper.mT * signs[..., None, :]
 
 
 def _near(z: Tensor, mode: Tensor, factor: Tensor) -> bool:

@@ -30,7 +30,7 @@ from .convergence import Convergence
 from .density import Density, Traced, Values, agree
 from .hmc import Metric, State, move
 from .lifting import lift
-from .modes import WIDER, climb
+from .modes import WIDER, climb, factor_of
 from .runs import LIBRARIES, Progress, RunError, digest, library_version
 from .strokes import Jumps, Record, strokes
 
@@ -379,8 +379,7 @@ def _factor(stack: _Stack, mode: Tensor, scale: Tensor) -> Tensor:
     hessian = 0.5 * (hessian + hessian.mT) * unit[:, :, None] * unit[:, None, :]
     hessian = torch.nan_to_num(hessian, nan=0.0, posinf=0.0, neginf=0.0)
     values, vectors = torch.linalg.eigh(-hessian)
-    covariance = (vectors / values.abs().clamp(min=1e-2)[:, None, :]) @ vectors.mT
-    return unit[:, :, None] * torch.linalg.cholesky(0.5 * (covariance + covariance.mT))
+    return unit[:, :, None] * factor_of(values.abs().clamp(min=1e-2), vectors)
 
 
 def _round(covariance: Tensor) -> Metric:
