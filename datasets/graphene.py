@@ -3,6 +3,12 @@
 A sheet of carbon is drawn as the dual of a triangulation: an atom in every triangle, a ring around every point, with as
 many sides as the point has neighbours. Points of the triangular lattice give hexagons; where two lattices of different
 orientation meet, the triangulation finds the pentagons and heptagons by itself.
+
+Example:
+    >>> from atomzoo.datasets.scenes import simulate
+    >>> sheet = simulate("graphene", gives="atoms", tilt=20, seed=1)
+    >>> sheet.attrs["kind"], round(float(sheet.true_tilt), 2), set(sheet.true_coordination.values.tolist())
+    ('atoms', 21.79, {3})
 """
 
 from __future__ import annotations
@@ -43,6 +49,8 @@ MERGED = 0.25
 TIE = 1e-4
 # Point defects nearer than this would share neighbours.
 APART = 0.6
+# Strain decays within a period of the boundary, the longest of which is 1.9 nm; farther from it grains are rigid.
+RELAXED = 2.5
 # Triangles of the hull are wrong; so far from it they are right.
 HULL = 1.0
 
@@ -243,4 +251,14 @@ def _relaxed(sheet: _Sheet) -> np.ndarray:
         silicon = sheet.site == SITES.index(f"silicon with {bonds} bonds")
         length[silicon] = longer
         length[(sheet.bonds >= 0) & silicon[sheet.bonds]] = longer
-    return relax(sheet.position, sheet.bonds, length)
+    return relax(sheet.position, sheet.bonds, length, _bodies(sheet))
+
+
+def _bodies(sheet: _Sheet) -> np.ndarray:
+    """Atoms far from silicon and boundary move with their grain: 0, or 1 beyond a boundary."""
+    from scipy.spatial import cKDTree
+
+    odd = (sheet.site > 0) & (sheet.site != SITES.index("next to a vacancy"))
+    far, _ = cKDTree(sheet.position[odd]).query(sheet.position)
+    two = np.isin(sheet.site, [SITES.index("pentagon"), SITES.index("heptagon")]).any()
+    return np.where(far > RELAXED, two & (sheet.position[:, 0] > 0), -1)

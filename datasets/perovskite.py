@@ -15,8 +15,9 @@ from .twins import Twin, Walls, rhombohedral, tetragonal
 __all__ = ["perovskite"]
 
 SITES = ("A", "B", "O")
-# In units of the cell; the oxygen on top of B is in the column of B.
-PLACES = np.array([[0.0, 0.0], [0.5, 0.5], [0.5, 0.0], [0.0, 0.5]])
+CORNERS = np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
+# Each column is in the middle of some corners of its cell: B of all four, oxygen of two, and some on top of B.
+WEIGHTS = np.array([[1, 0, 0, 0], [0.25, 0.25, 0.25, 0.25], [0.5, 0.5, 0, 0], [0.5, 0, 0.5, 0]])
 KINDS = np.array([0, 1, 2, 2])
 OXYGEN = 8
 
@@ -78,8 +79,9 @@ def perovskite(
     tetragonal cells and along <111> in others, of which the image shows the projection. `oxygen` is how much columns
     of oxygen alone show of what `z_power` gives them, 0 for none.
 
-    Of each column: `true_displacement`, `true_domain` (0 or 1), `true_cell`, and `true_a`, `true_b` (nm), `true_gamma`
-    (degrees) of the cell around it. The undistorted lattice is that of the domains. Intensities are relative to A.
+    Of each column: `true_displacement` (of B from the middle of its four A), `true_domain` (0 or 1), `true_cell`, and
+    `true_a`, `true_b` (nm), `true_gamma` (degrees) of the lattice at its place. The undistorted lattice is that of the
+    domains. Intensities are relative to A.
     """
     found, state, walls = _checked(material, state, walls)
     _check_sizes(found, domain_size, wall_width, off_centre, oxygen)
@@ -90,8 +92,10 @@ def perovskite(
     cells = cells_within(reach, *twin.vectors(strain.mean))
     sublattices = 4 if oxygen > 0 else 2
     kinds = np.tile(KINDS[:sublattices], len(cells))
-    places = (cells[:, None] + PLACES[:sublattices]).reshape(-1, 2)
-    lattice = twin.position(places, strain)
+    weights = WEIGHTS[:sublattices]
+    corners = twin.position((cells[:, None] + CORNERS).reshape(-1, 2), strain)
+    lattice = (weights @ corners.reshape(-1, 4, 2)).reshape(-1, 2)
+    places = (cells[:, None] + weights @ CORNERS).reshape(-1, 2)
     f = strain.profile(places @ twin.across)
     edges = twin.vectors(f)
     way = _way(rng, state, edges, f, found.angle != 90)
