@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 
-import atomzoo
+# What a fit needs is imported when it is asked for; the peers import all of theirs at once.
+from atomzoo import fit
+from atomzoo.inference import ensemble
 
-# What a fit needs is imported when it is needed; the peers import all of theirs at once.
-import atomzoo.inference.ensemble
-import atomzoo.inference.fit
-
-__all__ = ["OnCuda", "Sampler", "classics", "model_of"]
+__all__ = ["OnCuda", "Sampler", "classics", "ensemble", "model_of"]
 
 CLASSICS = Path(__file__).parents[2] / "tests" / "reference" / "classics.py"
 
@@ -63,7 +60,7 @@ class Sampler:
 
     def sample(self, seed: int, amount: int) -> dict[str, np.ndarray]:
         """Constrained draws (chain, draw, ...) by name."""
-        run = atomzoo.fit(
+        run = fit(
             self.model,
             self.data,
             runner="ensemble",
@@ -84,5 +81,7 @@ class OnCuda(Sampler):
     @staticmethod
     def prepare(name: str) -> None:
         """Wake the card besides."""
+        import torch
+
         Sampler.prepare(name)
         torch.zeros((), device="cuda")
