@@ -38,6 +38,8 @@ __all__ = ["Setting"]
 POSITIVE = ("field", "pixel", "dose", "probe", "scale", "stretch")
 # A wider relative range is a slip of units, not a scan.
 LARGEST_DISTORTION = 0.5
+# Slope of the drift down the frame; at 1 rows are seen twice.
+STEEPEST = 0.5
 # Poisson numbers beyond it are not drawn exactly.
 LARGEST_DOSE = 1e12
 # Blotches of dirt: nm² for each, and the range of their standard deviations in nm.
@@ -111,10 +113,10 @@ class Setting:
                 f"pixel={self.pixel:g} nm is too coarse for a probe of {self.optics.core:g} nm; "
                 "take pixels of at most twice its standard deviation"
             )
-        for name in ("drift", "jitter"):
-            if getattr(self, name) > self.field / 20:
+        for name, part in (("drift", 50), ("jitter", 20)):
+            if getattr(self, name) > self.field / part:
                 raise DataError(
-                    f"{name} must be at most a twentieth of the field, found {getattr(self, name):g} nm"
+                    f"{name} must be at most a {part}th of the field, found {getattr(self, name):g} nm"
                 )
 
     @property
@@ -133,12 +135,14 @@ class Setting:
         points = np.arange(round(self.field / self.pixel)) * self.pixel
         t = np.linspace(-1, 1, len(points))
         shapes = np.stack([t, 1.5 * t**2 - 0.5, 2.5 * t**3 - 1.5 * t])
-        # The mean square of the n-th is 1 / (2n + 1); most of the drift is even, a tenth of its variance is not.
-        shares = rng.standard_normal((2, 3)) * np.sqrt([3 * 0.6, 5 * 0.3, 7 * 0.1])
-        drift = self.drift * (shares @ shapes).T
+        # The mean square of the n-th is 1 / (2n + 1): these are shares of 0.6, 0.3 and 0.1.
+        sizes = self.drift * np.sqrt([3 * 0.6, 5 * 0.3, 7 * 0.1])
+        slope = np.inf
+        # What would nearly fold the image is drawn anew; at the largest drift allowed that is one in twenty.
+        while slope > STEEPEST:
+            drift = ((sizes * rng.standard_normal((2, 3))) @ shapes).T
+            slope = np.abs(np.diff(drift[:, 1])).max() / self.pixel
         matrix = self.scale * np.array([[1.0, self.shear], [0.0, self.stretch]])
-        if np.abs(np.diff(drift[:, 1])).max() > LARGEST_DISTORTION * self.pixel:
-            raise DataError(f"a drift of {self.drift:g} nm folds the image; take a smaller drift")
         return Scan(points, points, matrix, drift, self.jitter * rng.standard_normal(len(points)))
 
     def haze(self, scan: Scan, rng: np.random.Generator) -> np.ndarray:

@@ -156,3 +156,13 @@ def test_drift_and_jitter_have_the_size_that_was_asked_for() -> None:
     assert abs(jitter.var() / 0.01**2 - 1) < 5 * math.sqrt(2 / jitter.size)
     means = np.abs(np.mean([scan.shifts[0].mean(0) for scan in scans], axis=0))
     assert (means < 5 * 0.02 / math.sqrt(400)).all()
+
+
+def test_no_drift_folds_the_image() -> None:
+    setting = Setting(field=2.0, pixel=0.02, drift=0.04)
+    for seed in range(200):
+        scan = setting.scan(np.random.default_rng(seed))
+        assert np.diff(scan.y + scan.shifts[0][:, 1]).min() >= 0.5 * 0.02 * (1 - 1e-9)
+        points = np.random.default_rng(seed).uniform(0, 2, (20, 2))
+        back = scan.image_position(scan.specimen_position(points))
+        np.testing.assert_allclose(back, points, atol=1e-9)

@@ -671,7 +671,8 @@ WRONG = [
     ("graphene", {"readout": -1}, r"readout must not be negative, found -1"),
     ("graphene", {"shear": 2.0}, r"shear=2 distorts by more than 50%"),
     ("graphene", {"scale": 3.0}, r"scale=3 distorts by more than 50%"),
-    ("graphene", {"jitter": 2.0}, r"jitter must be at most a twentieth of the field"),
+    ("graphene", {"jitter": 2.0}, r"jitter must be at most a 20th of the field, found 2"),
+    ("graphene", {"drift": 0.2}, r"drift must be at most a 50th of the field, found 0\.2"),
     ("graphene", {"rotation": math.nan}, r"rotation must be finite, found nan"),
     ("tmd", {"phase": "3R"}, r"phase must be one of auto, 2H, 1T', domain, found '3R'"),
     (
