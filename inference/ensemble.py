@@ -231,7 +231,8 @@ def run(
         if time.monotonic() - kept > KEEP_EVERY:
             keep()
             kept = time.monotonic()
-    told = {name: values.transpose(0, 1) for name, values in record.all().items()}
+    # In order of memory too, so that sums over them are those over the same run when it is read back.
+    told = {name: values.transpose(0, 1).contiguous() for name, values in record.all().items()}
     z, jumped = told.pop("z"), told.pop("jumped", None)
     attrs = {
         "density_path": density.path,

@@ -182,8 +182,10 @@ def test_an_interrupt_stops_the_workers_and_leaves_no_traceback_of_theirs(tmp_pa
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent("""
+            import signal
             from atomzoo.inference.calibrate import calibrate
             if __name__ == "__main__":
+                signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run where it is ignored
                 try:
                     calibrate("wall_second_order", 1000, workers=2, progress=lambda *a: print(a, flush=True))
                 except KeyboardInterrupt:
@@ -211,6 +213,7 @@ def test_an_interrupt_that_another_thread_gets_is_heard_while_workers_are_busy(t
                 time.sleep(1)
                 signal.pthread_kill(threading.get_ident(), signal.SIGINT)
             if __name__ == "__main__":
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 quick_and_for_hours = [range(3), range(10**12)]
                 try:
                     for _ in on_processes(sum, quick_and_for_hours, count=1, timeout=2000.0):
