@@ -16,7 +16,7 @@ import numpy as np
 from .kinds import DataError
 from .scenes import MOST_ELEMENTS
 
-__all__ = ["Crystal", "cells_within", "choose", "fractions", "turn"]
+__all__ = ["Crystal", "cells_within", "choose", "fractions", "hexagonal", "turn"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,11 @@ def turn(vectors: np.ndarray, degrees: float) -> np.ndarray:
     angle = np.deg2rad(degrees)
     c, s = np.cos(angle), np.sin(angle)
     return vectors @ np.array([[c, s], [-s, c]])
+
+
+def hexagonal(spacing: float) -> np.ndarray:
+    """Two vectors of a hexagonal lattice, the first along x and the second at 60 degrees to it."""
+    return spacing * np.array([[1.0, 0.0], [0.5, np.sqrt(3) / 2]])
 
 
 def choose(name: str, value: str, allowed: Sequence[str]) -> None:

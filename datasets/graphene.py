@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .crystals import Crystal, cells_within, choose, fractions, turn
+from .crystals import Crystal, cells_within, choose, fractions, hexagonal, turn
 from .imaging import imaged
 from .kinds import DataError
 from .relax import relax
@@ -78,20 +78,24 @@ class _Sheet:
 
 def misorientation(n: int, m: int) -> float:
     """Angle in degrees between a lattice with (n, m) along y and its mirror image."""
-    along = np.degrees(np.arctan2(np.sqrt(3) * m, 2 * n + m))
-    return float(min(2 * along % 60, -2 * along % 60))
+    along = _angle(n, m)
+    return min(2 * along % 60, -2 * along % 60)
+
+
+def _angle(n: int, m: int) -> float:
+    """Angle in degrees of the lattice vector (n, m) from the first."""
+    return float(np.degrees(np.arctan2(np.sqrt(3) * m, 2 * n + m)))
 
 
 def _lattice(radius: float, degrees: float) -> np.ndarray:
     """Middles of the hexagons; at 0 degrees a zigzag row runs along x."""
-    first, second = SPACING * np.array([1.0, 0.0]), SPACING * np.array([0.5, np.sqrt(3) / 2])
-    cells = cells_within(radius, first, second)
-    return turn(cells @ np.stack([first, second]), degrees)
+    lattice = hexagonal(SPACING)
+    return turn(cells_within(radius, *lattice) @ lattice, degrees)
 
 
 def _bicrystal(radius: float, n: int, m: int) -> np.ndarray:
     """Middles of the rings of two grains, mirrored at x = 0."""
-    grain = _lattice(radius, 90 - float(np.degrees(np.arctan2(np.sqrt(3) * m, 2 * n + m))))
+    grain = _lattice(radius, 90 - _angle(n, m))
     near = MERGED * SPACING
     left = grain[grain[:, 0] < -near]
     shared = grain[np.abs(grain[:, 0]) <= near] * [0, 1]

@@ -65,6 +65,7 @@ def imaged(**defaults: Any) -> Callable[[Callable[..., Crystal]], Callable[..., 
             return _picture(rng, grow, chosen, values)
 
         parameters = [rng_first, *own.values(), *common.values()]
+        # What `inspect` reads first; the type of functions does not tell of it.
         make.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return make
 

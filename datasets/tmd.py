@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .crystals import Crystal, cells_within, choose, fractions
+from .crystals import Crystal, cells_within, choose, fractions, hexagonal
 from .imaging import imaged
 from .kinds import DataError
 from .scenes import scene
@@ -14,7 +14,7 @@ __all__ = ["tmd"]
 SPACING = 0.316
 # From a metal to a chalcogen, in the plane.
 BOND = SPACING / np.sqrt(3)
-FIRST, SECOND = SPACING * np.array([1.0, 0.0]), SPACING * np.array([0.5, np.sqrt(3) / 2])
+FIRST, SECOND = LATTICE = hexagonal(SPACING)
 # Places of a cell's columns: the metal, and the middles of a triangle of metals pointing up and of one pointing down.
 PLACES = np.array([0 * FIRST, (FIRST + SECOND) / 3, (FIRST + SECOND) * 2 / 3])
 # In 1T' they move with the metals around them: two of one row and one of the next, which moves the other way.
@@ -66,7 +66,7 @@ def tmd(
     if not domain_size >= 0:
         raise DataError(f"domain_size must not be negative, found {domain_size:g}")
     cells = cells_within(radius + SPACING, FIRST, SECOND)
-    place = cells @ np.stack([FIRST, SECOND])
+    place = cells @ LATTICE
     if phase == "auto":
         phase = "1T'" if rhenium > MAJORITY else "2H"
     reach = {"2H": 0.0, "1T'": np.inf, "domain": domain_size / 2}[phase]
@@ -123,7 +123,7 @@ def _crystal(
     z_power: float,
 ) -> Crystal:
     """The columns that are there, and the places where none is."""
-    lattice = (cells @ np.stack([FIRST, SECOND]))[:, None] + PLACES
+    lattice = (cells @ LATTICE)[:, None] + PLACES
     shift = np.zeros_like(lattice)
     shift[..., 1] = rise[:, None] * FOLLOWS
     there, empty = found != NOTHING, (found == NOTHING) & (meant != NOTHING)

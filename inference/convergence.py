@@ -76,12 +76,12 @@ class Convergence:
     @cached_property
     def bulk(self) -> np.ndarray:
         """Bulk effective sample size of every dimension: rank-normalised, of split chains."""
-        return self._ess(self._ranked) if len(self.draws) else self._unknown
+        return _ess(self._ranked) if len(self.draws) else self._unknown
 
     @cached_property
     def mean(self) -> np.ndarray:
         """Effective sample size of every dimension's mean, which heavy tails make smaller than that of its bulk."""
-        return self._ess(self.draws) if len(self.draws) else self._unknown
+        return _ess(self.draws) if len(self.draws) else self._unknown
 
     @cached_property
     def r_hat(self) -> np.ndarray:
@@ -94,11 +94,6 @@ class Convergence:
     def _unknown(self) -> np.ndarray:
         return np.full(self.draws.shape[2], np.nan)
 
-    @staticmethod
-    def _ess(draws: np.ndarray) -> np.ndarray:
-        half = len(draws) // 2
-        return _ess(np.concatenate([draws[:half], draws[half:]], axis=1))
-
 
 def bulk_ess(draws: np.ndarray) -> np.ndarray:
     """Bulk effective sample size of every dimension of draws (draw, chain, dim)."""
@@ -106,7 +101,8 @@ def bulk_ess(draws: np.ndarray) -> np.ndarray:
 
 
 def _ess(draws: np.ndarray) -> np.ndarray:
-    """Geyer's initial monotone sequence over chains, for every dimension."""
+    """Geyer's initial monotone sequence over halves of chains, for every dimension."""
+    draws = np.concatenate(np.split(draws, 2), axis=1)
     n, chains, _ = draws.shape
     means = draws.mean(0)
     centred = draws - means

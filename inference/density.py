@@ -955,6 +955,7 @@ def usable(device: str) -> str:
     try:
         torch.zeros((), dtype=torch.float64, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        # In turn: no such name or card, a build without CUDA, a kind without kernels, one without double precision.
         there = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         raise ModelError(
             f"nothing can be worked out on {device!r} here ({str(error).partition('. ')[0]}); "
