@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-__all__ = ["KINDS", "DataError", "Kind", "add_kind", "dataset", "kind_of", "validate"]
+__all__ = ["KINDS", "DataError", "Kind", "add_kind", "dataset", "find_kind", "kind_of", "validate"]
 
 # Squares of larger numbers overflow float64, and no microscope writes them.
 LARGEST_VALUE = 1e150
@@ -51,6 +53,8 @@ class Kind:
         block: dimensions, or a variable, along which neighbours are alike.
         check: what else must hold.
         summary: one line for people.
+        becomes: kind that such data are made into before models are compared, where no model is named.
+        derived: whether models make such data of another kind; no instrument gives them.
     """
 
     name: str
@@ -64,6 +68,8 @@ class Kind:
     unit: tuple[str, ...] = ()
     block: tuple[str, ...] = ()
     check: Callable[[xr.Dataset], None] | None = None
+    becomes: str = ""
+    derived: bool = False
 
     @property
     def main(self) -> str:
@@ -105,7 +111,7 @@ def dataset(
         attrs: further attributes, such as `lattice="square"`.
         **arrays: variables and coordinates by name.
     """
-    spec = _spec(kind)
+    spec = find_kind(kind)
     units = dict(units or {})
     variables: dict[str, Any] = {}
     coords: dict[str, Any] = {}
@@ -159,13 +165,22 @@ def kind_of(data: xr.Dataset) -> Kind:
         raise DataError(
             f'the dataset does not say its kind: set attrs["kind"] to one of {", ".join(KINDS)}'
         )
-    return _spec(data.attrs["kind"])
+    return find_kind(data.attrs["kind"])
 
 
-def _spec(kind: object) -> Kind:
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise DataError(f"unknown kind {kind!r}: expected one of {', '.join(KINDS)}")
+def find_kind(kind: object) -> Kind:
+    """A kind by name, or `DataError`."""
+    if not isinstance(kind, str) or (kind not in KINDS and kind not in _with_derived()):
+        known = [name for name, spec in KINDS.items() if not spec.derived]
+        raise DataError(f"unknown kind {kind!r}: expected one of {', '.join(known)}")
     return KINDS[kind]
+
+
+def _with_derived() -> dict[str, Kind]:
+    """Every kind, those included that models make of others, which are loaded only when one is met."""
+    for found in iter_modules(import_module(".derived", __package__).__path__):
+        import_module(f".derived.{found.name}", __package__)
+    return KINDS
 
 
 def validate(data: xr.Dataset) -> xr.Dataset:
@@ -362,6 +377,7 @@ for _kind in (
         unit=("y", "x"),
         block=("y", "x"),
         check=_check_image,
+        becomes="atoms",
     ),
     Kind(
         "atoms",

@@ -738,6 +738,26 @@ class Density:
                 self.story()
             return self._free(tracer.trace)
 
+    def unconstrain_all(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The flat vectors (n, dim) of values by name, each with a leading axis over draws."""
+        first = {site.name: values[site.name][0] for site in self.sites}
+        with pyro.validation_enabled(False), torch.no_grad():
+            with pyro.poutine.trace() as tracer, _Given(first), self.handlers():
+                self.story()
+            nodes = {site.name: tracer.trace.nodes[site.name] for site in self.sites}
+            parts = [
+                bijection(nodes[site.name]["fn"]).inv(values[site.name]).reshape(-1, site.numel)
+                for site in self.sites
+            ]
+            found = torch.cat(parts, 1).to(torch.float64)
+            last = {site.name: values[site.name][-1] for site in self.sites}
+            # A support that hangs on another latent is another for every draw.
+            if not torch.allclose(found[-1], self.unconstrain(last), rtol=1e-9, atol=1e-9):
+                draws = range(len(found))
+                every = [self.unconstrain({k: v[i] for k, v in values.items()}) for i in draws]
+                found = torch.stack(every)
+        return found
+
     def constrain(self, z: Tensor, held: Mapping[str, Tensor] | None = None) -> Values:
         """Latents and derived quantities by name, with a leading axis over the batch of flat vectors."""
         if not held and self.networks is None:
@@ -748,7 +768,7 @@ class Density:
             trace, _ = self._run(point, fixed)
             return self._values_in(trace, fixed)
 
-        values: Values = self._over_draws(one, z, held)
+        values: Values = self.each(one, z, held)
         return values
 
     def _names(self, fixed: Collection[str]) -> list[str]:
@@ -766,7 +786,7 @@ class Density:
             factors, _ = self.factors(point, fixed)
             return self._priors_in(factors, fixed)
 
-        found: Values = self._over_draws(one, z, held)
+        found: Values = self.each(one, z, held)
         return found
 
     def _priors_in(self, factors: list[Factor], fixed: Values) -> Values:
@@ -786,7 +806,7 @@ class Density:
         def one(point: Tensor, fixed: Values) -> Tensor:
             return self._units_in(*self.factors(point, fixed, masked=False))
 
-        found: Tensor = self._over_draws(one, z, held)
+        found: Tensor = self.each(one, z, held)
         return found
 
     def _units_in(self, factors: list[Factor], latents: _Latents) -> Tensor:
@@ -809,7 +829,7 @@ class Density:
                 self._units_in(factors, latents),
             )
 
-        found: tuple[Values, Values, Tensor] = self._over_draws(one, z, held)
+        found: tuple[Values, Values, Tensor] = self.each(one, z, held)
         return found
 
     @property
@@ -851,7 +871,7 @@ class Density:
             total = total.expand(np.broadcast_shapes(total.shape, _axes_shape(order, sizes)))
             return _bring(total, order, sizes)
 
-        found: Tensor = self._over_draws(one, z, None)
+        found: Tensor = self.each(one, z, None)
         return found
 
     def class_probabilities(self, z: Tensor, held: Mapping[str, Tensor] | None = None) -> Values:
@@ -878,13 +898,16 @@ class Density:
                 found[site.name] = torch.softmax(_bring(joint, [*order, axis], sizes), -1)
             return found
 
-        found: Values = self._over_draws(one, z, held)
+        found: Values = self.each(one, z, held)
         return found
 
-    def _over_draws(
-        self, one: Callable[[Tensor, Values], Any], z: Tensor, held: Mapping[str, Tensor] | None
+    def each(
+        self,
+        one: Callable[[Tensor, Values], Any],
+        z: Tensor,
+        held: Mapping[str, Tensor] | None = None,
     ) -> Any:
-        """Apply to every draw, a bounded number at a time."""
+        """Apply a function of a flat vector and what is held to every draw, a bounded number at a time."""
         held = dict(held or {})
         elements = max(1, sum(self.view._size_of(name) for name in self.observed))
         chunk = max(1, AT_ONCE // (elements + self.dim + 1))

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..datasets.kinds import DataError, validate
+from ..datasets.kinds import DataError, kind_of, validate
 from ..models.model import Model, find
-from ..models.priors import ModelError, Prior
+from ..models.priors import ModelError
 from .density import Density
 from .evidence import with_evidence
 from .runs import Draws, Progress, RunError, to_tree
@@ -30,6 +30,7 @@ RUNNERS = {
     "smc": ".smc",
     "exact": ".exact",
     "svi": ".svi",
+    "closed": ".closed",
 }
 FALLBACK = "ensemble"
 
@@ -56,17 +57,22 @@ def make_density(
 ) -> Density:
     """The density of a model given valid data and a prior, or an error that says why not."""
     found = find(model)
-    checked = check_fit(found, data, prior)
-    return Density(found, data, checked, mask=mask, device=device, fuse=fuse, seed=seed)
+    check_fit(found, data, prior)
+    seen = found.prepared(data, prior)
+    resolved = found.resolve(seen, prior)
+    return Density(found, seen, resolved, mask=mask, device=device, fuse=fuse, seed=seed)
 
 
-def check_fit(model: Model, data: xr.Dataset, prior: Any = None) -> Prior:
-    """The prior for these data, or an error that says why the model cannot be fitted to them."""
+def check_fit(model: Model, data: xr.Dataset, prior: Any = None) -> None:
+    """Raise where a model cannot be fitted to data, and say why; nothing long is done."""
     validate(data)
     reason = model.refuses(data)
     if reason:
         raise DataError(f"{model.name} cannot be fitted: {reason}")
-    return model.resolve(data, prior)
+    if kind_of(data).name == model.sees:
+        model.resolve(data, prior)
+    else:
+        model.prior(prior)
 
 
 def fit(
@@ -126,9 +132,13 @@ def fit(
         raise RunError(
             f"runner {name} has no option {', '.join(unknown)}; it has {', '.join(sorted(allowed))}"
         )
-    density = make_density(found, data, chosen, mask=mask, fuse=fuse, device=device, seed=seed)
+    check_fit(found, data, chosen)
     started = time.perf_counter()
     with one_thread():
+        seen = found.prepared(data, chosen)
+        resolved = found.resolve(seen, chosen)
+        learnt = seen if mask is not None or name == "closed" else found.some(seen, seed)
+        density = Density(found, learnt, resolved, mask=mask, device=device, fuse=fuse, seed=seed)
         draws = run(density, seed=seed, progress=progress, checkpoint=checkpoint, **options)
         known = draws.log_evidence is not None or "evidence_problem" in draws.attrs
         if not known and density.networks is None and not lean:
@@ -143,6 +153,8 @@ def fit(
             seconds=time.perf_counter() - started,
             predictive=predictive,
             lean=lean,
+            every=seen,
+            source=data,
         )
 
 
@@ -158,11 +170,13 @@ def _fit_each(
         raise RunError(f"several datasets at once are fitted without {what}; fit each alone")
     if not datasets:
         raise DataError("there is no dataset to fit")
-    priors = []
+    seen, priors = [], []
     for i, data in enumerate(datasets):
         try:
-            priors.append(check_fit(model, data, prior))
+            check_fit(model, data, prior)
+            seen.append(model.prepared(data, prior))
+            priors.append(model.resolve(seen[-1], prior))
         except (DataError, ModelError) as error:
             raise type(error)(f"dataset {i}: {error}") from None
     with one_thread():
-        return fit_stack(model, datasets, priors, prior_name=prior.name, **how)
+        return fit_stack(model, seen, priors, prior_name=prior.name, **how)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..datasets.formats.limits import array_bytes, check_bytes, survey
 from .density import Density, Site
+from .units import told_of_units
 
 __all__ = [
     "Draws",
@@ -42,6 +43,8 @@ __all__ = [
 Progress = Callable[[int, int, str], None]
 # Pointwise log likelihoods beyond this many numbers are thinned over draws, evenly, and the run says so.
 POINTWISE_LIMIT = 20_000_000
+# Predictions beyond this many numbers are fewer than were asked for.
+PREDICTIVE_LIMIT = 20_000_000
 LIBRARIES = (
     "atomzoo",
     "torch",
@@ -70,6 +73,7 @@ class Draws(NamedTuple):
         log_evidence: log marginal likelihood, None where the runner gives none.
         log_evidence_se: its standard error.
         attrs: figures of the whole run, such as the importance sample's Pareto k.
+        derived: what the runner knows of every unit besides.
     """
 
     z: Tensor
@@ -77,6 +81,7 @@ class Draws(NamedTuple):
     log_evidence: float | None = None
     log_evidence_se: float | None = None
     attrs: dict[str, Any] = {}  # noqa: RUF012  a NamedTuple's default, never changed in place
+    derived: xr.Dataset | None = None
 
 
 def draws_of(run: xr.DataTree, name: str, group: str = "posterior") -> xr.DataArray:
@@ -108,6 +113,8 @@ def to_tree(
     seconds: float,
     predictive: int = 200,
     lean: bool = False,
+    every: xr.Dataset | None = None,
+    source: xr.Dataset | None = None,
 ) -> xr.DataTree:
     """The run of a density's draws: every group of the schema, filled from the density itself.
 
@@ -121,6 +128,8 @@ def to_tree(
         seconds: wall time of the runner.
         predictive: draws of the prior, the prior predictive and the posterior predictive.
         lean: only the posterior, its statistics and the data.
+        every: all units, where the density is of some of them.
+        source: the data that those of the density were made of.
     """
     chains, length, _ = draws.z.shape
     flat = draws.z.reshape(chains * length, density.dim)
@@ -135,12 +144,15 @@ def to_tree(
         "posterior": _dataset(density, values, chains),
         "sample_stats": _stats(density, draws, flat),
         **more,
+        **told_of_units(density, flat, held, values, every, draws.derived),
         **_networks(density),
         "observed_data": density.view.data[density.observed],
         "constant_data": _constants(density),
     }
     tree = xr.DataTree.from_dict(groups)
     tree.attrs = _attrs(density, draws, runner, options, prior_name, seed, seconds)
+    if source is not None and source is not every:
+        tree.attrs |= {"source_kind": str(source.attrs["kind"]), "source_sha256": digest(source)}
     return tree
 
 
@@ -165,7 +177,6 @@ def _described(
     groups = {
         "log_likelihood": likelihood,
         "log_prior": _dataset(density, log_prior, chains, scalar=True),
-        **_classes(density, thin, thin_held),
     }
     return values | held, groups
 
@@ -263,6 +274,8 @@ def _predictions(
 ) -> dict[str, xr.Dataset]:
     if predictive < 1:
         return {}
+    elements = sum(density.view.data[name].size for name in density.observed)
+    predictive = min(predictive, max(chains, PREDICTIVE_LIMIT // max(elements, 1)))
     prior, prior_predicted = density.prior_draws(predictive, seed + 1)
     keep = _evenly(length, max(1, predictive // chains))
     rows = [c * length + d for c in range(chains) for d in keep]
@@ -289,21 +302,6 @@ def _observed(
         array = value.numpy().reshape(chains, -1, *value.shape[1:])
         found[name] = (("chain", "draw", *dims), array, dict(density.view.data[name].attrs))
     return _with_coords(density, xr.Dataset(found), keep)
-
-
-def _classes(density: Density, z: Tensor, held: Mapping[str, Tensor]) -> dict[str, xr.Dataset]:
-    """Posterior probabilities of every element's classes, averaged over the draws."""
-    if not density.classes:
-        return {}
-    rows = _evenly(len(z), 1000)
-    some = {k: v[rows] for k, v in held.items()}
-    probabilities = density.class_probabilities(z[rows], some)
-    found = {}
-    for site in density.classes:
-        value = probabilities[site.name].mean(0).numpy()
-        dims = [plate for _, plate in sorted(site.plates)]
-        found[site.name] = ((*dims, f"{site.name}_class"), value)
-    return {"classes": _with_coords(density, xr.Dataset(found))}
 
 
 def _networks(density: Density) -> dict[str, xr.Dataset]:
@@ -346,7 +344,7 @@ def _attrs(
         "model": density.model.name,
         "model_family": density.model.family,
         "model_title": density.model.card.title,
-        "kind": density.model.kind,
+        "kind": density.view.kind.name,
         "prior_set": prior_name,
         "prior": json.dumps(density.prior.describe(), ensure_ascii=False),
         "unit": json.dumps(list(density.unit_axes)),

@@ -509,7 +509,7 @@ def _about(
         "inference_library_version": library_version("atomzoo"),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": model.name,
-        "kind": model.kind,
+        "kind": model.sees,
         "prior_set": prior_name,
         "prior": json.dumps(dict.fromkeys(first.prior, "scaled to each dataset")),
         "runner": "ensemble",

@@ -10,12 +10,12 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
@@ -26,13 +26,14 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
-from ..datasets.kinds import KINDS, DataError, Kind, kind_of, validate
+from ..datasets.kinds import DataError, Kind, find_kind, kind_of, validate
 from .priors import ModelError, Prior, PriorSet, describe
 
 __all__ = [
     "Card",
     "Data",
     "Model",
+    "Told",
     "View",
     "find",
     "model",
@@ -297,6 +298,28 @@ class Card:
         return cls(title.strip(), body.strip())
 
 
+Labels = Sequence[str] | Callable[[View], Sequence[str]]
+Derive = Callable[[View, Prior, Mapping[str, torch.Tensor]], xr.Dataset]
+
+
+class Told(NamedTuple):
+    """What a model's own posterior says.
+
+    Attributes:
+        draws: independent draws of every continuous latent, (draw, *shape).
+        log_evidence: log marginal likelihood, None where the model does not know it.
+        log_evidence_se: its standard error.
+        derived: what follows for every unit of the data, with its errors.
+        attrs: figures of the whole posterior.
+    """
+
+    draws: dict[str, torch.Tensor]
+    log_evidence: float | None = None
+    log_evidence_se: float | None = None
+    derived: xr.Dataset | None = None
+    attrs: dict[str, Any] = {}  # noqa: RUF012  a NamedTuple's default, never changed in place
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """A model of the catalogue; see `model` for what each attribute means."""
@@ -317,6 +340,12 @@ class Model:
     gives: str | None = None
     giver: Callable[..., xr.Dataset] | None = None
     design: Callable[..., xr.Dataset] | None = None
+    sees: str = ""
+    preparer: Callable[[xr.Dataset, Mapping[str, float]], xr.Dataset] | None = None
+    posterior: Callable[..., Told] | None = None
+    labels: Mapping[str, Labels] = field(default_factory=dict)
+    derive: Derive | None = None
+    enough: int | None = None
     module: str = ""
 
     @cached_property
@@ -329,10 +358,33 @@ class Model:
         """Whether the model is a class with a guide and networks to train."""
         return inspect.isclass(self.story)
 
+    def takes(self, kind: str) -> bool:
+        """Whether it explains data of a kind: its own, or the one that it makes of them."""
+        return kind in (self.kind, self.sees)
+
+    def prepared(self, data: xr.Dataset, chosen: Any = None) -> xr.Dataset:
+        """The data that the story explains: those given, or what is made of them.
+
+        Args:
+            data: valid data of the model's kind, or already prepared.
+            chosen: the prior, as in `prior`; its numbers are settings of the preparation.
+        """
+        if self.preparer is None or kind_of(data).name == self.sees:
+            return data
+        return validate(self.preparer(data, self.prior(chosen).numbers))
+
+    def some(self, data: xr.Dataset, seed: int = 0) -> xr.Dataset:
+        """As many units of prepared data as are enough to learn from, drawn at random; all where there are fewer."""
+        dim, *others = self.unit
+        if self.enough is None or others or data.sizes[dim] <= self.enough:
+            return data
+        chosen = np.random.default_rng(seed).choice(data.sizes[dim], self.enough, replace=False)
+        return data.isel({dim: np.sort(chosen)})
+
     def refuses(self, data: xr.Dataset) -> str | None:
         """Why the model cannot be fitted to these data, None when it can."""
         kind = kind_of(data)
-        if kind.name != self.kind:
+        if not self.takes(kind.name):
             return f"it needs data of kind {self.kind}, these are {kind.name}"
         for dim, (low, high) in self.sizes.items():
             size = data.sizes.get(dim, 0)
@@ -426,6 +478,7 @@ class Model:
             if self.design is None:
                 raise ModelError(f"{self.name} has no design of its own: give `data` to imitate")
             data = self.design()
+        data = self.prepared(data, prior)
         view = View(data)
         found = self.resolve(data, prior)
         unknown = sorted(set(parameters) - set(found))
@@ -515,6 +568,11 @@ def model(
     noise: str | None = None,
     gives: tuple[str, Callable[..., xr.Dataset]] | None = None,
     design: Callable[..., xr.Dataset] | None = None,
+    prepare: tuple[str, Callable[[xr.Dataset, Mapping[str, float]], xr.Dataset]] | None = None,
+    posterior: Callable[..., Told] | None = None,
+    labels: Mapping[str, Labels] | None = None,
+    derive: Derive | None = None,
+    enough: int | None = None,
     family: str | None = None,
 ) -> Callable[[Any], Model]:
     """Register a model: a function `story(data, prior)`, or a class with `model` and `guide`.
@@ -532,10 +590,17 @@ def model(
         noise: the parameter that is the noise level, so that a report can say what noise would decide.
         gives: kind of data that a fit gives, and the function `(run, data) -> dataset` that makes them.
         design: a function that returns a small valid dataset, used by `simulate` when none is given.
+        prepare: the derived kind that the story reads, and the function `(data, settings) -> dataset` that makes such
+            data of those of `kind`; settings are the numbers of the prior set.
+        posterior: a posterior that the model brings itself, `(view, prior, *, draws, seed) -> Told`: a closed form, or
+            an algorithm where every unit has latents of its own. One that takes `mask` can leave units out.
+        labels: names of the classes of a local discrete latent, or a function of the view that gives them.
+        derive: what follows from the draws for every unit, `(view, prior, values) -> dataset`.
+        enough: with more units, the global parameters are learnt from so many of them, and classes told for all.
         family: hall it stands in; by default the package's folder.
     """
-    if kind not in KINDS:
-        raise ModelError(f"unknown kind {kind!r}: expected one of {', '.join(KINDS)}")
+    seen = _known_kind(prepare[0] if prepare else kind)
+    _known_kind(kind)
     if not priors:
         raise ModelError("a model needs at least one prior set")
 
@@ -561,9 +626,9 @@ def model(
             story=story,
             priors=sets,
             family=family or (hall if hall in HALLS else "user"),
-            runner=runner,
-            unit=unit or KINDS[kind].unit,
-            block=block or KINDS[kind].block,
+            runner=runner or ("closed" if posterior else None),
+            unit=unit or seen.unit,
+            block=block or seen.block,
             units=units or {},
             symbols=symbols or {},
             contains=contains or {},
@@ -572,12 +637,25 @@ def model(
             gives=gives[0] if gives else None,
             giver=gives[1] if gives else None,
             design=design,
+            sees=seen.name,
+            preparer=prepare[1] if prepare else None,
+            posterior=posterior,
+            labels=labels or {},
+            derive=derive,
+            enough=enough,
             module=module,
         )
         _CATALOGUE[name] = made
         return made
 
     return register
+
+
+def _known_kind(name: str) -> Kind:
+    try:
+        return find_kind(name)
+    except DataError as error:
+        raise ModelError(str(error)) from None
 
 
 def _named(name: str, value: PriorSet | Mapping[str, Any]) -> PriorSet:
@@ -592,7 +670,7 @@ def models(kind: str | None = None, family: str | None = None) -> list[Model]:
     found = [
         m
         for m in _CATALOGUE.values()
-        if (kind is None or m.kind == kind) and (family is None or m.family == family)
+        if (kind is None or m.takes(kind)) and (family is None or m.family == family)
     ]
     order = {hall: i for i, hall in enumerate(HALLS)}
     return sorted(found, key=lambda m: (order.get(m.family, len(HALLS)), m.name))

@@ -68,6 +68,12 @@ class PriorSet:
         """The same set with further parameters."""
         return replace(self, entries={**self.entries, **entries})
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The entries that are known values."""
+        found = {name: _known(entry) for name, entry in self.entries.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
     def describe(self) -> dict[str, str]:
         """Every entry as text that `parse` reads back."""
         return {name: describe(entry) for name, entry in self.entries.items()}
@@ -79,6 +85,16 @@ class PriorSet:
             value = parse(entry, data) if isinstance(entry, str) else _in_float64(entry)
             resolved[name] = float(value) if isinstance(value, int | float) else value
         return Prior(resolved, self.name)
+
+
+def _known(entry: Entry) -> float | None:
+    """The value of an entry that is a number, also one that was typed."""
+    if isinstance(entry, int | float):
+        return float(entry)
+    try:
+        return float(entry) if isinstance(entry, str) else None
+    except ValueError:
+        return None
 
 
 def _in_float64(entry: Entry) -> Entry:

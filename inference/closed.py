@@ -1,0 +1,74 @@
+"""The posterior that a model brings itself, as a runner like any other.
+
+Where a posterior is closed, or every unit of the data has latents of its own, no sampler is needed: the model knows
+how to draw. Its story stays what it claims, and what it draws can be held against any sampler on the same story.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .density import Density
+from .runs import Draws, Progress, RunError
+
+__all__ = ["run"]
+
+CHAINS = 4
+
+
+def run(
+    density: Density,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    draws: int = 1000,
+) -> Draws:
+    """Ask the model for independent draws of its posterior.
+
+    Args:
+        density: what to draw from.
+        seed: everything depends on it alone.
+        progress: called with (done, total, text).
+        checkpoint: not used, there are no steps to go on from.
+        draws: draws in all; a model may give fewer where each is long.
+    """
+    model = density.model
+    if model.posterior is None:
+        raise RunError(f"{model.name} brings no posterior of its own; use another runner")
+    if draws < 1:
+        raise RunError("draws must be at least 1")
+    report = progress or (lambda done, total, text: None)
+    report(0, 1, "the model's own posterior")
+    more: dict[str, Any] = {}
+    if density.mask is not None:
+        if "mask" not in inspect.signature(model.posterior).parameters:
+            raise RunError(f"the posterior that {model.name} brings cannot leave units out")
+        more["mask"] = density.mask
+    told = model.posterior(density.view, density.prior, draws=draws, seed=seed, **more)
+    z = density.unconstrain_all(told.draws)
+    chains = CHAINS if len(z) % CHAINS == 0 else 1
+    stats = {"lp": _values(density, z).reshape(chains, -1)}
+    attrs = {"independent": 1, **told.attrs}
+    if told.log_evidence is None:
+        attrs["evidence_problem"] = "the posterior that the model brings has no evidence"
+    report(1, 1, "done")
+    return Draws(
+        z.reshape(chains, -1, density.dim),
+        stats,
+        told.log_evidence,
+        told.log_evidence_se,
+        attrs,
+        told.derived,
+    )
+
+
+def _values(density: Density, z: Tensor) -> np.ndarray:
+    """Log density at every draw, a bounded number of them at a time."""
+    found: np.ndarray = density.each(lambda point, _: density.total(point), z).numpy()
+    return found
