@@ -157,7 +157,7 @@ def _range(name: str, array: xr.DataArray) -> tuple[str, ...]:
 def _show_models_for(data: xr.Dataset, every: Iterable[Model]) -> None:
     rows, others = [], 0
     for model in every:
-        if model.kind != data.attrs["kind"]:
+        if not model.takes(data.attrs["kind"]):
             others += 1
             continue
         refused = model.refuses(data)
@@ -268,7 +268,20 @@ def _short(value: float) -> str:
 
 
 def show_comparison(comparison: Comparison) -> None:
-    """The table, best first, and the verdict."""
+    """The tables, best first, and the verdict."""
+    for step in comparison.steps:
+        say(plain(step))
+    for part in comparison.parts or (comparison,):
+        _show_rows(part)
+    for name, why in comparison.skipped.items():
+        say(f"not fitted: {plain(name)}: {plain(why)}")
+    say()
+    say(comparison.verdict.text, style="bold")
+    for caution in comparison.verdict.cautions:
+        say(f"Caution: {plain(caution)}", style="yellow")
+
+
+def _show_rows(comparison: Comparison) -> None:
     rows = [
         (
             row["model"],
@@ -281,12 +294,6 @@ def show_comparison(comparison: Comparison) -> None:
         for row in comparison.as_json()["models"]
     ]
     table(("model", ">elpd", ">behind the best", ">log evidence", ">weight", "failed gates"), rows)
-    for name, why in comparison.skipped.items():
-        say(f"not fitted: {plain(name)}: {plain(why)}")
-    say()
-    say(comparison.verdict.text, style="bold")
-    for caution in comparison.verdict.cautions:
-        say(f"Caution: {plain(caution)}", style="yellow")
 
 
 def _figure(value: float | None, digits: int = 1) -> str:

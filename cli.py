@@ -354,9 +354,10 @@ def compare(
     data = inputs.read_data(file, inputs.hints(kind, pixel_size, channel, plane, units, attr))
     from ._show import show_comparison
     from .inference.runs import write_run, write_text
-    from .reports.compare import candidates, compare
+    from .reports.compare import compare
+    from .reports.plan import plan
 
-    rivals, _ = candidates(data, [_model(name) for name in models] if models else None)
+    rivals = plan(data, [_model(name) for name in models] if models else None).models
     options = _options_of_all(rivals, runner, option)
     runs = None if save_runs is None else inputs.folder(save_runs)
     if runs is not None:
@@ -390,7 +391,7 @@ def compare(
     written = [plain(path) for path in (output, table, save_runs) if path is not None]
     if written:
         say(f"\nwrote {', '.join(written)}")
-    resting = {found.winner} if found.winner else set(found.verdict.tied)
+    resting = found.standing
     _end_strictly(
         strict,
         [

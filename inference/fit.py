@@ -20,7 +20,7 @@ from .evidence import with_evidence
 from .runs import Draws, Progress, RunError, to_tree
 from .threads import one_thread
 
-__all__ = ["RUNNERS", "check_fit", "fit", "make_density", "runner_of"]
+__all__ = ["RUNNERS", "check_fit", "fit", "learnt_from", "make_density", "runner_of"]
 
 # Where each runner lives; imported when it is asked for.
 RUNNERS = {
@@ -61,6 +61,11 @@ def make_density(
     seen = found.prepared(data, prior)
     resolved = found.resolve(seen, prior)
     return Density(found, seen, resolved, mask=mask, device=device, fuse=fuse, seed=seed)
+
+
+def learnt_from(model: Model, seen: xr.Dataset, runner: str | None, seed: int) -> xr.Dataset:
+    """Of prepared data, the units that the global parameters are learnt from."""
+    return seen if runner_of(model, runner)[0] == "closed" else model.some(seen, seed)
 
 
 def check_fit(model: Model, data: xr.Dataset, prior: Any = None) -> None:
@@ -137,7 +142,7 @@ def fit(
     with one_thread():
         seen = found.prepared(data, chosen)
         resolved = found.resolve(seen, chosen)
-        learnt = seen if mask is not None or name == "closed" else found.some(seen, seed)
+        learnt = seen if mask is not None else learnt_from(found, seen, name, seed)
         density = Density(found, learnt, resolved, mask=mask, device=device, fuse=fuse, seed=seed)
         draws = run(density, seed=seed, progress=progress, checkpoint=checkpoint, **options)
         known = draws.log_evidence is not None or "evidence_problem" in draws.attrs

@@ -43,6 +43,8 @@ __all__ = [
 Progress = Callable[[int, int, str], None]
 # Pointwise log likelihoods beyond this many numbers are thinned over draws, evenly, and the run says so.
 POINTWISE_LIMIT = 20_000_000
+# Kinds of which a run does not keep a second copy.
+BIG = ("image",)
 # Predictions beyond this many numbers are fewer than were asked for.
 PREDICTIVE_LIMIT = 20_000_000
 LIBRARIES = (
@@ -149,6 +151,9 @@ def to_tree(
         "observed_data": density.view.data[density.observed],
         "constant_data": _constants(density),
     }
+    if source is not None and source is not every and source.attrs["kind"] not in BIG:
+        # Maps are drawn of what the user has; an image is in the prepared data already.
+        groups["source_data"] = source.drop_encoding()
     tree = xr.DataTree.from_dict(groups)
     tree.attrs = _attrs(density, draws, runner, options, prior_name, seed, seconds)
     if source is not None and source is not every:

@@ -19,17 +19,18 @@ import xarray as xr
 
 from ..datasets.kinds import DataError, kind_of, validate
 from ..inference.density import Density
-from ..inference.fit import fit, make_density
+from ..inference.fit import fit, learnt_from, make_density
 from ..inference.heldout import HeldOut, leave_block_out, leave_one_out
 from ..inference.modes import find_modes
 from ..inference.runs import Progress, RunError, digest, draws_of
 from ..inference.supports import bijection
 from ..inference.threads import one_thread
-from ..models.model import Model, find, models
+from ..models.model import Model, find
 from ..models.priors import ModelError, describe, parse
 from .diagnose import Gate, diagnose
+from .plan import Made, Plan, made_of, plan
 
-__all__ = ["Bound", "Comparison", "Need", "Row", "Shift", "Verdict", "candidates", "compare"]
+__all__ = ["Bound", "Comparison", "Need", "Row", "Shift", "Verdict", "compare"]
 
 # A Bayes factor of 20, "strong" evidence (Kass and Raftery 1995).
 STRONG = 3.0
@@ -46,16 +47,28 @@ HOPELESS = 1000.0
 
 @dataclass(frozen=True)
 class Row:
-    """What the comparison knows of one model."""
+    """What the comparison knows of one model.
+
+    Attributes:
+        data: what its parameters were learnt from.
+        source: what those data were made of, where the model prepares them.
+    """
 
     model: Model
     run: xr.DataTree
     gates: list[Gate]
     loo: HeldOut
     blocks: HeldOut | None
+    data: xr.Dataset
+    source: xr.Dataset
     weight: float = math.nan
     elpd_diff: float = 0.0
     diff_se: float = 0.0
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """What it explains: models are rivals where that is the same, and learnt from the same data."""
+        return str(self.run.attrs["data_sha256"]), *sorted(map(str, self.run["observed_data"]))
 
     @property
     def held_out(self) -> HeldOut:
@@ -173,6 +186,8 @@ class Comparison:
         shifts: how the evidence answers to each prior.
         skipped: models for such data that were not fitted, and why.
         steps: what was done to get from the file to the data.
+        parts: where models explain different quantities, a comparison for each; the contested ones first.
+        makers: fits that made data of other kinds first.
     """
 
     data: xr.Dataset
@@ -181,6 +196,15 @@ class Comparison:
     shifts: list[Shift] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     steps: tuple[str, ...] = ()
+    parts: tuple[Comparison, ...] = ()
+    makers: tuple[xr.DataTree, ...] = ()
+
+    @property
+    def standing(self) -> set[str]:
+        """The models that conclusions rest on: winners, and those that the data cannot tell apart."""
+        if self.parts:
+            return set[str]().union(*(part.standing for part in self.parts))
+        return {self.winner} if self.winner else set(self.verdict.tied)
 
     @property
     def winner(self) -> str | None:
@@ -209,6 +233,7 @@ def _row_json(row: Row) -> dict[str, Any]:
 
     return {
         "model": row.model.name,
+        "explains": list(row.observed[1:]),
         "prior": row.run.attrs["prior_set"],
         "elpd": plain(row.held_out.elpd),
         "elpd_se": plain(row.held_out.se),
@@ -247,56 +272,55 @@ def compare(
         **options: of the runner.
     """
     validate(data)
-    data, steps = _chained(data, names, seed, progress)
-    chosen, skipped = candidates(data, names)
-    if not chosen:
+    planned = plan(data, names)
+    made = made_of(
+        data,
+        planned,
+        seed=seed,
+        device=str(options.get("device", "cpu")),
+        progress=lambda maker: _within(progress, 0, 1, maker.name),
+    )
+    steps = [one.step for one in made.values()]
+    sources, skipped = _sources(data, planned, made)
+    if not sources:
         reasons = "; ".join(f"{name}: {why}" for name, why in skipped.items())
         raise DataError(f"no model fits these data ({reasons or 'none takes this kind'})")
-    _check_overrides(chosen, prior)
+    chosen = [find(name) for name in sources]
+    steps += _check_prior(chosen, prior)
     rows = []
     for i, model in enumerate(chosen):
         report, later = (
             _within(progress, 2 * i + half, 2 * len(chosen), model.name) for half in (0, 1)
         )
         own = _prior_of(model, prior)
-        run = fit(model, data, prior=own, runner=runner, seed=seed, progress=report, **options)
+        with one_thread():
+            seen = model.prepared(sources[model.name], own)
+        run = fit(model, seen, prior=own, runner=runner, seed=seed, progress=report, **options)
         if on_run:
             on_run(run)
-        rows.append(_row(model, data, run, own, seed, blocks, later, options))
-    return replace(_conclude(data, rows, skipped, prior, seed), steps=steps)
+        learnt = learnt_from(model, seen, runner, seed)
+        row = _row(model, learnt, run, own, seed, blocks, later, options)
+        rows.append(replace(row, source=sources[model.name]))
+    found = _conclude(data, rows, skipped, prior, seed)
+    return replace(found, steps=tuple(steps), makers=tuple(one.run for one in made.values()))
 
 
-def _chained(
-    data: xr.Dataset,
-    names: Sequence[str | Model] | None,
-    seed: int,
-    progress: Progress | None,
-) -> tuple[xr.Dataset, tuple[str, ...]]:
-    """Data of the kind that the models take, made by a model that gives it, and a sentence on how."""
-    here = kind_of(data).name
-    wanted = _kind_wanted(here, names)
-    if wanted == here:
-        return data, ()
-    makers = [m for m in models(kind=here) if m.gives == wanted and not m.refuses(data)]
-    if not makers:
-        # The models then say themselves why they refuse.
-        return data, ()
-    maker = makers[0]
-    report = _within(progress, 0, 1, maker.name)
-    run = fit(maker, data, seed=seed, predictive=0, progress=report)
-    assert maker.giver is not None
-    made = validate(maker.giver(run, data))
-    return made, (f"{maker.name} was fitted to the {here} first and gave the {wanted}",)
-
-
-def _kind_wanted(here: str, names: Sequence[str | Model] | None) -> str:
-    """The kind that all models take; without names, what the only models for these data lead to."""
-    if names:
-        kinds = {find(name).kind for name in names}
-        return kinds.pop() if len(kinds) == 1 else here
-    leads = {m.gives for m in models(kind=here)}
-    (only,) = leads if len(leads) == 1 else (None,)
-    return only if only is not None and models(kind=only) else here
+def _sources(
+    data: xr.Dataset, planned: Plan, made: Mapping[str, Made]
+) -> tuple[dict[str, xr.Dataset], dict[str, str]]:
+    """What each model is fitted to, by its name, and why some are left out."""
+    here, skipped = kind_of(data).name, dict(planned.skipped)
+    sources = {}
+    for model in planned.models:
+        own = data if model.takes(here) else made[model.kind].data
+        reason = model.refuses(own)
+        if reason and planned.named:
+            raise DataError(f"{model.name} cannot be fitted: {reason}")
+        if reason:
+            skipped[model.name] = reason
+        else:
+            sources[model.name] = own
+    return sources, skipped
 
 
 def _within(progress: Progress | None, i: int, n: int, name: str) -> Progress | None:
@@ -308,12 +332,28 @@ def _within(progress: Progress | None, i: int, n: int, name: str) -> Progress | 
 
 
 def _prior_of(model: Model, prior: Any) -> Any:
-    """The part of a prior that is about this model's parameters."""
+    """The part of a prior that is about this model's parameters; its first set where it has none of that name."""
     if not isinstance(prior, Mapping):
-        return prior
+        return prior if not isinstance(prior, str) or prior in model.priors else None
     parameters = next(iter(model.priors.values())).entries
     own = {name: entry for name, entry in prior.items() if name in parameters}
-    return {**own, "set": prior.get("set")} if own else prior.get("set")
+    chosen = _prior_of(model, prior.get("set"))
+    return {**own, "set": chosen} if own else chosen
+
+
+def _check_prior(chosen: list[Model], prior: Any) -> list[str]:
+    """Raise where no model has what is asked for; sentences on those that lack the set."""
+    _check_overrides(chosen, prior)
+    name = prior.get("set") if isinstance(prior, Mapping) else prior
+    if not isinstance(name, str):
+        return []
+    without = [m for m in chosen if name not in m.priors]
+    if len(without) == len(chosen):
+        chosen[0].prior(name)
+    return [
+        f"{m.name} has no prior set {name!r} and was fitted with {next(iter(m.priors))!r}"
+        for m in without
+    ]
 
 
 def _check_overrides(chosen: list[Model], prior: Any) -> None:
@@ -324,26 +364,6 @@ def _check_overrides(chosen: list[Model], prior: Any) -> None:
             raise ModelError(
                 f"no model here has a parameter {', '.join(unknown)}; there are {', '.join(sorted(known))}"
             )
-
-
-def candidates(
-    data: xr.Dataset, names: Sequence[str | Model] | None = None
-) -> tuple[list[Model], dict[str, str]]:
-    """The models to compare, and why the others of the same kind of data are left out.
-
-    Args:
-        data: a valid dataset.
-        names: models that are asked for, each of which must fit; by default all of the catalogue.
-    """
-    if names:
-        chosen = list(dict.fromkeys(find(name) for name in names))
-        for model in chosen:
-            if reason := model.refuses(data):
-                raise DataError(f"{model.name} cannot be fitted: {reason}")
-        return chosen, {}
-    every = models(kind=kind_of(data).name)
-    refused = {m.name: reason for m in every if (reason := m.refuses(data))}
-    return [m for m in every if m.name not in refused], refused
 
 
 def _row(
@@ -361,18 +381,60 @@ def _row(
         if blocks
         else None
     )
-    return Row(model, run, diagnose(run), leave_one_out(run), left)
+    return Row(model, run, diagnose(run), leave_one_out(run), left, data, data)
 
 
 def _conclude(
     data: xr.Dataset, rows: list[Row], skipped: dict[str, str], prior: Any, seed: int
 ) -> Comparison:
+    """The comparison; where models explain different things, one for each."""
+    questions: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        questions.setdefault(row.observed, []).append(row)
+    # The contested ones first.
+    parts = [
+        _compared(some, prior, seed)
+        for some in sorted(questions.values(), key=lambda some: -len(some))
+    ]
+    if len(parts) == 1:
+        return replace(parts[0], skipped=skipped)
+    every = [row for part in parts for row in part.rows]
+    if all(row.source is every[0].source for row in every):
+        data = every[0].source
+    return Comparison(data, every, _joined(parts), [], skipped, parts=tuple(parts))
+
+
+def _compared(rows: list[Row], prior: Any, seed: int) -> Comparison:
     rows = _ranked(rows)
     verdict = _verdict(rows)
     shifts = _shifts(rows, verdict, seed)
     with one_thread():
-        verdict = _explained(data, rows, verdict, shifts, prior, seed)
-    return Comparison(data, rows, verdict, shifts, skipped)
+        verdict = _explained(rows, verdict, shifts, prior, seed)
+    return Comparison(rows[0].source, rows, verdict, shifts)
+
+
+def _joined(parts: list[Comparison]) -> Verdict:
+    """What comparisons conclude that do not rival each other; a winner where only one was contested."""
+    contested = [part.verdict for part in parts if len(part.rows) > 1]
+    alone = [part.rows[0].model.name for part in parts if len(part.rows) == 1]
+    said = [verdict.text for verdict in contested]
+    if alone:
+        one = len(alone) == 1
+        said.append(
+            f"{_listed(alone)} explain{'s' if one else ''} other quantities, "
+            f"where nothing rivals {'it' if one else 'them'}."
+        )
+    only = contested[0] if len(contested) == 1 else Verdict(None, "")
+    every = [part.verdict for part in parts]
+    return replace(
+        only,
+        text=" ".join(said),
+        cautions=tuple(dict.fromkeys(c for verdict in every for c in verdict.cautions)),
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _ranked(rows: list[Row]) -> list[Row]:
@@ -529,7 +591,6 @@ def _with_evidence(row: Row, amount: float) -> Row:
 
 
 def _explained(
-    data: xr.Dataset,
     rows: list[Row],
     verdict: Verdict,
     shifts: list[Shift],
@@ -547,7 +608,7 @@ def _explained(
             need
             for i, a in enumerate(verdict.tied)
             for b in verdict.tied[i + 1 :]
-            if (need := _need(data, by_name[a], by_name[b], prior, seed)) is not None
+            if (need := _need(by_name[a], by_name[b], prior, seed)) is not None
         )
         listed = ", ".join(verdict.tied[:-1]) + f" from {verdict.tied[-1]}"
         text = f"These data cannot discriminate {listed}."
@@ -605,14 +666,15 @@ def _prior_cautions(shifts: list[Shift]) -> list[str]:
     ]
 
 
-def _need(data: xr.Dataset, a: Row, b: Row, prior: Any, seed: int) -> Need | None:
+def _need(a: Row, b: Row, prior: Any, seed: int) -> Need | None:
     """What would tell two models apart, from noiseless data of either fitted by the other."""
     noise_now = _noise(a)
-    if noise_now is None or a.model.noise is None or a.model.noise != b.model.noise:
+    local = a.model.posterior or b.model.posterior
+    if noise_now is None or a.model.noise is None or a.model.noise != b.model.noise or local:
         return _need_by_spread(a, b)
     expected = min(
-        _expected_gain(data, a, b, noise_now, prior, seed),
-        _expected_gain(data, b, a, noise_now, prior, seed),
+        _expected_gain(a, b, noise_now, prior, seed),
+        _expected_gain(b, a, noise_now, prior, seed),
     )
     expected = max(expected, 1e-12)
     units = draws_of(a.run, a.model.noise).attrs.get("units", "")
@@ -633,14 +695,13 @@ def _noise(row: Row) -> float | None:
     return float(np.median(draws_of(row.run, row.model.noise).values))
 
 
-def _expected_gain(
-    data: xr.Dataset, truth: Row, rival: Row, noise: float, prior: Any, seed: int
-) -> float:
+def _expected_gain(truth: Row, rival: Row, noise: float, prior: Any, seed: int) -> float:
     """Log likelihood that a rival loses on the expectation of a model, at a known noise.
 
     The rival is fitted at a much smaller noise, where its prior has no say, and the loss scaled back: it goes as the
     inverse square of the noise.
     """
+    data = truth.data
     clean = data.copy()
     before = _at_noise(truth.model, data, prior, noise)
     modes, heights, _ = find_modes(before, 16, seed)
@@ -680,11 +741,23 @@ def explain_prior(run: xr.DataTree) -> dict[str, str]:
     return {name: describe(text) for name, text in json.loads(run.attrs["prior"]).items()}
 
 
-def compare_runs(data: xr.Dataset, runs: Sequence[xr.DataTree]) -> Comparison:
-    """Compare runs that are already there; blocks are not left out, since nothing is fitted again."""
+def compare_runs(
+    data: xr.Dataset, runs: Sequence[xr.DataTree], source: xr.Dataset | None = None
+) -> Comparison:
+    """Compare runs that are already there; blocks are not left out, since nothing is fitted again.
+
+    Args:
+        data: what all of them were learnt from.
+        runs: the runs.
+        source: what the data were made of.
+    """
     rows = []
     for run in runs:
         if run.attrs["data_sha256"] != digest(data):
             raise RunError(f"the run of {run.attrs['model']} was made from other data")
-        rows.append(Row(find(run.attrs["model"]), run, diagnose(run), leave_one_out(run), None))
+        loo = leave_one_out(run)
+        model = find(run.attrs["model"])
+        rows.append(
+            Row(model, run, diagnose(run), loo, None, data, data if source is None else source)
+        )
     return _conclude(data, rows, {}, None, 0)

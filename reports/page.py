@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,7 +27,7 @@ import xarray as xr
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..datasets.kinds import KINDS, DataError
+from ..datasets.kinds import KINDS, DataError, find_kind
 from ..inference.certificates import Certificate, certificates_of
 from ..inference.heldout import RELIABLE_K, HeldOut, leave_one_out
 from ..inference.runs import RunError, atomic, digest
@@ -91,7 +91,10 @@ def report(
         _environment()
         .get_template("report.html")
         .render(
-            title=clean(title) if title else _title(chapters), chapters=chapters, version=_version()
+            title=clean(title) if title else _title(chapters, what),
+            chapters=chapters,
+            summary=_summary(what),
+            version=_version(),
         )
     )
     target = Path(path)
@@ -137,8 +140,10 @@ def _version() -> str:
         return ""
 
 
-def _title(chapters: list[Chapter]) -> str:
+def _title(chapters: list[Chapter], what: Any) -> str:
     first = chapters[0]
+    if isinstance(what, Comparison):
+        return f"Models of {chapters[-1].source} compared"
     if len(chapters) > 1:
         return f"{len(chapters)} runs"
     if first.comparison is None:
@@ -148,7 +153,8 @@ def _title(chapters: list[Chapter]) -> str:
 
 def _chapters(what: Comparison | xr.DataTree | Sequence[xr.DataTree]) -> list[Chapter]:
     if isinstance(what, Comparison):
-        return [_compared(what)]
+        made = [_alone(run) for run in what.makers]
+        return [*made, *_once([_compared(part) for part in what.parts or (what,)])]
     runs = [what] if isinstance(what, xr.DataTree) else list(what)
     if not runs:
         raise RunError("there is no run to report")
@@ -158,7 +164,22 @@ def _chapters(what: Comparison | xr.DataTree | Sequence[xr.DataTree]) -> list[Ch
                 "a report is of a comparison or of runs, each a DataTree with a posterior"
             )
     together = _comparison_of(runs)
-    return [_compared(together)] if together else [_alone(run) for run in runs]
+    return [_compared(together)] if together else _once([_alone(run) for run in runs])
+
+
+def _once(chapters: list[Chapter]) -> list[Chapter]:
+    """Data that several chapters share are shown in the first of them."""
+    seen: list[str] = []
+    for i, chapter in enumerate(chapters):
+        known = digest(chapter.data)
+        chapters[i] = replace(chapter, shows_data=known not in seen)
+        seen.append(known)
+    return chapters
+
+
+def _summary(what: Any) -> Conclusion | None:
+    """What a comparison of several questions says in all."""
+    return _verdict(what) if isinstance(what, Comparison) and what.parts else None
 
 
 def _comparison_of(runs: list[xr.DataTree]) -> Comparison | None:
@@ -171,7 +192,17 @@ def _comparison_of(runs: list[xr.DataTree]) -> Comparison | None:
     data = _data_of(runs[0])
     if digest(data) not in shas or any(_model_of(run) is None for run in runs):
         return None
-    return compare_runs(data, runs)
+    return compare_runs(data, runs, _source_of(runs[0]))
+
+
+def _source_of(run: xr.DataTree) -> xr.Dataset:
+    """What the user had: the data that a run's own were made of, or these."""
+    if "source_data" not in run.children:
+        return _data_of(run)
+    data = run["source_data"].to_dataset()
+    if data.attrs.get("kind") not in KINDS:
+        raise RunError(f"the run of {run.attrs.get('model')} keeps data of no known kind")
+    return data
 
 
 def _data_of(run: xr.DataTree) -> xr.Dataset:
@@ -184,10 +215,12 @@ def _data_of(run: xr.DataTree) -> xr.Dataset:
     data = xr.merge(parts, combine_attrs="override", join="outer", compat="override")
     attrs = json.loads(run.attrs.get("data_attrs", "{}"))
     data.attrs = {"kind": str(run.attrs.get("kind", "")), **attrs}
-    if data.attrs["kind"] not in KINDS:
+    try:
+        find_kind(data.attrs["kind"])
+    except DataError:
         raise RunError(
             f"the run of {run.attrs.get('model')} does not say what kind of data it is of"
-        )
+        ) from None
     return data
 
 
@@ -201,14 +234,14 @@ def _model_of(run: xr.DataTree) -> Model | None:
 
 def _compared(comparison: Comparison) -> Chapter:
     entries = [
-        Entry(place, comparison.data, row.run, row.model, row.gates, row)
+        Entry(place, row.source, row.run, row.model, row.gates, row)
         for place, row in enumerate(comparison.rows)
     ]
     return Chapter(comparison.data, entries, comparison)
 
 
 def _alone(run: xr.DataTree) -> Chapter:
-    data = _data_of(run)
+    data = _source_of(run)
     return Chapter(data, [Entry(0, data, run, _model_of(run), diagnose(run))])
 
 
@@ -436,6 +469,7 @@ class Chapter:
     data: xr.Dataset
     entries: list[Entry]
     comparison: Comparison | None = None
+    shows_data: bool = True
     looks: dict[str, Look] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -490,6 +524,8 @@ class Chapter:
     @cached_property
     def pictures(self) -> list[Picture]:
         """Data against predictions."""
+        if not self.shows_data:
+            return []
         try:
             return pictures_of(self.data, [entry.fitted for entry in self.entries])
         except DataError as error:
@@ -643,6 +679,9 @@ def _verdict(comparison: Comparison) -> Conclusion:
     verdict = comparison.verdict
     headline = f"These data cannot discriminate {_listed(verdict.tied)}"
     label = "No winner"
+    if not (verdict.tied or verdict.winner):
+        count = len(comparison.parts)
+        headline, label = f"{count} questions, each with its own answer", "Several questions"
     if verdict.winner:
         headline = f"{verdict.winner} wins"
         label = "Verdict, with cautions" if verdict.cautions else "Verdict"

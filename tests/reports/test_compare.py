@@ -40,7 +40,7 @@ def row(name: str, evidence: float | None, parts=(0.0, 0.0), bad: bool = False, 
         run.attrs |= {"log_evidence": evidence, "log_evidence_se": 0.01}
     held = HeldOut(np.array(parts), np.zeros(len(parts)))
     gates = [Gate("Pareto k of the draws", 0.9 if bad else 0.1, 0.7, not bad, "")]
-    return Row(find(name), run, gates, held, None)
+    return Row(find(name), run, gates, held, None, xr.Dataset(), xr.Dataset())
 
 
 GROWN = {
@@ -154,7 +154,7 @@ def test_no_amount_of_data_is_promised_where_the_curves_are_the_same():
     from atomzoo.reports.compare import _need
 
     comparison = compare(wall, ["wall_first_order", "wall_neel"], blocks=False)
-    need = _need(wall, *comparison.rows, None, 0)
+    need = _need(*comparison.rows, None, 0)
     assert need.more_data > 1000
     assert "no realistic amount" in need.text
 
