@@ -288,7 +288,7 @@ def _solve(sums: _Sums, scale: np.ndarray, noise: float, *, slopes: bool = False
 
 POSITIVE = ("strain", "length", "noise")
 # Points at which the three positive numbers are weighed: as many as take a second or two, within these.
-FEWEST_POINTS, MOST_POINTS, WORK = 32, 400, 3e10
+FEWEST_POINTS, MOST_POINTS, WORK = 32, 128, 1e10
 # Freedom of the Student-t distribution that proposes them, so that its tails are wider than theirs.
 FREEDOM = 5.0
 
