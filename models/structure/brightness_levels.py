@@ -1,0 +1,613 @@
+"""The posterior of a mixture of levels of brightness, for every number of levels, on any number of columns.
+
+For each number of levels the modes of the posterior are found from several starts on some of the columns, then on all.
+A mixture of Student-t distributions around them proposes draws, whose weights correct what is not Gaussian and give
+the evidence with its error. Then the numbers of levels are weighed by their evidence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.distributions import Categorical, Dirichlet, Independent
+from torch import Tensor
+
+from ..priors import ModelError, Prior
+
+__all__ = ["LEVELS", "Ladder", "Levels", "posterior_of_levels", "smooth"]
+
+LEVELS = 6
+# Half waves of the background across the field.
+BENDS = 2
+# Columns that modes are looked for on; all of them count in the end.
+SOME = 500
+STARTS, MOST_MODES = 6, 8
+# Share of a proposal that is kept when it is taught by its own draws, and how often it is taught.
+KEPT, LESSONS = 0.3, 2
+# Of the proposal: heavy enough to cover shoulders, and thin enough for thirty dimensions.
+NU = 8.0
+# Elements of the likelihood that are worked out at once, and in all: they bound the draws on many columns.
+AT_ONCE, IN_ALL = 500_000, 20_000_000
+MOST_DRAWS, FEWEST_DRAWS = 2000, 200
+# Numbers of levels whose evidence is further below the best than this (in nats) by Laplace's method are not sampled.
+HOPELESS = 12.0
+
+
+def smooth(place: Tensor) -> Tensor:
+    """Slow functions of the place in the field, of zero mean and unit mean square, (column, function)."""
+    order = torch.arange(BENDS + 1, dtype=place.dtype)
+    waves = torch.cos(math.pi * place[..., None] * order) * torch.where(order > 0, 2**0.5, 1.0)
+    products = waves[:, 0, :, None] * waves[:, 1, None, :]
+    return products.flatten(1)[:, 1:]
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The parameters of some levels, for a batch of draws.
+
+    Attributes:
+        level: (draw, level).
+        spread: (draw, level).
+        log_share: (draw, level).
+        background: coefficients (draw, function).
+    """
+
+    level: Tensor
+    spread: Tensor
+    log_share: Tensor
+    background: Tensor
+
+    def log_likelihood(self, intensity: Tensor, waves: Tensor) -> Tensor:
+        """Of all columns together, (draw,)."""
+        background = self.background @ waves.T
+        away = (intensity - background)[:, :, None] - self.level[:, None, :]
+        away = away / self.spread[:, None, :]
+        weight = self.log_share - self.spread.log() - 0.5 * math.log(2 * math.pi)
+        return torch.logsumexp(weight[:, None, :] - 0.5 * away.square(), 2).sum(1)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A latent, or the first of its elements, as a slice of the flat vector."""
+
+    name: str
+    prior: Any
+    place: slice
+    transform: Any
+
+    def value(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """The values, and the log density of the prior at them with that of the transform."""
+        free = flat[:, self.place]
+        value = self.transform(free)
+        jacobian = self.transform.log_abs_det_jacobian(free, value)
+        base = self.prior.base_dist if isinstance(self.prior, Independent) else self.prior
+        if isinstance(self.prior, Independent):
+            size = base.batch_shape[0]
+            rest = base.sample()[value.shape[1] :].expand(len(value), size - value.shape[1])
+            density = base.log_prob(torch.cat([value, rest], 1))[:, : value.shape[1]]
+        else:
+            density = base.log_prob(value)
+        return value, (density + jacobian).sum(1)
+
+
+class Levels:
+    """The joint density of a number of levels, over a flat vector without constraints."""
+
+    def __init__(self, prior: Prior, count: int) -> None:
+        self.prior, self.count = prior, count
+        self.parts: dict[str, _Part] = {}
+        self.dim = 0
+        sizes = {"scale": 1, "lowest": 1, "rise": count - 1, "spread": count}
+        for name, size in sizes.items():
+            self._add(name, size)
+        waves = prior.background
+        self._add("background", 0 if isinstance(waves, float) else int(waves.event_shape[0]))
+        if not isinstance(prior.share, Dirichlet):
+            raise ModelError(
+                "species weighs shares drawn from a Dirichlet; give one, or take another runner"
+            )
+        self.concentration = prior.share.concentration[:count]
+        self.share = slice(self.dim, self.dim + count - 1)
+        self.dim += count - 1
+
+    def _add(self, name: str, size: int) -> None:
+        entry = self.prior[name]
+        if isinstance(entry, float) or size == 0:
+            return
+        inner = entry.base_dist if isinstance(entry, Independent) else entry
+        if tuple(entry.event_shape) and not (
+            isinstance(entry, Independent) and len(inner.batch_shape) == 1
+        ):
+            raise ModelError(
+                f"species wants elements of {name!r} that are independent of one another, "
+                "such as LogNormal(0, 1).expand([6]).to_event(1); or take another runner"
+            )
+        place = slice(self.dim, self.dim + size)
+        transform = torch.distributions.biject_to(inner.support)
+        self.parts[name] = _Part(name, entry, place, transform)
+        self.dim += size
+
+    def values(self, flat: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Latents by name, and the log density of the prior in the flat vector, (draw,)."""
+        found: dict[str, Tensor] = {}
+        total = torch.zeros(len(flat), dtype=flat.dtype)
+        for name, part in self.parts.items():
+            found[name], density = part.value(flat)
+            total = total + density
+        for name in ("scale", "lowest"):
+            if name not in found:
+                found[name] = torch.full((len(flat), 1), float(self.prior[name]), dtype=flat.dtype)
+        zero = torch.zeros(len(flat), 1, dtype=flat.dtype)
+        found["log_share"] = torch.log_softmax(torch.cat([flat[:, self.share], zero], 1), 1)
+        normaliser = torch.lgamma(self.concentration.sum()) - torch.lgamma(self.concentration).sum()
+        # The Jacobian of the softmax is the product of the shares.
+        total = total + normaliser + (self.concentration * found["log_share"]).sum(1)
+        return found, total
+
+    def ladder(self, flat: Tensor) -> tuple[Ladder, Tensor]:
+        """The levels, and the log density of the prior."""
+        found, density = self.values(flat)
+        known = {
+            name: torch.full((len(flat), size), float(self.prior[name]), dtype=flat.dtype)
+            for name, size in (("rise", self.count - 1), ("spread", self.count))
+            if isinstance(self.prior[name], float)
+        }
+        found = {**known, **found}
+        climbed = found["rise"].cumsum(1) if self.count > 1 else found["lowest"][:, :0]
+        level = found["scale"] * torch.cat([found["lowest"], found["lowest"] + climbed], 1)
+        waves = found.get("background", torch.zeros(len(flat), 0, dtype=flat.dtype))
+        return Ladder(
+            level, found["scale"] * found["spread"], found["log_share"], found["scale"] * waves
+        ), density
+
+    def flat(self, level: np.ndarray, spread: np.ndarray, share: np.ndarray) -> Tensor:
+        """A flat vector near to given levels, (1, dim)."""
+        start = torch.zeros(1, self.dim, dtype=torch.float64)
+        scale = float(self.prior.scale) if isinstance(self.prior.scale, float) else 1.0
+        if "scale" in self.parts:
+            # Where the scale is unknown, the brightest of the levels is what the prior expects there.
+            top = float(
+                _middle(self.prior.lowest) + _middle(self.prior.rise)[: self.count - 1].sum()
+            )
+            scale = float(level[-1]) / top
+        given = {
+            "scale": np.array([scale]),
+            "lowest": level[:1] / scale,
+            "rise": np.maximum(np.diff(level), 1e-3 * spread.mean()) / scale,
+            "spread": spread / scale,
+        }
+        for name, value in given.items():
+            if name in self.parts:
+                part = self.parts[name]
+                start[0, part.place] = part.transform.inv(torch.as_tensor(value))
+        start[0, self.share] = torch.as_tensor(np.log(share[:-1] / share[-1]))
+        return start
+
+
+def _middle(entry: Any) -> Tensor:
+    """The median of a prior, nearly."""
+    if isinstance(entry, float):
+        return torch.tensor([entry])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return torch.atleast_1d(entry.sample((201,)).median(0).values)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What is observed."""
+
+    intensity: Tensor
+    waves: Tensor
+
+    def some(self, count: int, rng: np.random.Generator) -> tuple[_Columns, float]:
+        """Some of the columns, and how many each stands for."""
+        if len(self.intensity) <= count:
+            return self, 1.0
+        chosen = torch.as_tensor(np.sort(rng.choice(len(self.intensity), count, replace=False)))
+        return _Columns(self.intensity[chosen], self.waves[chosen]), len(self.intensity) / count
+
+
+class _Target:
+    """The log joint of levels and columns; each column may stand for several."""
+
+    def __init__(self, levels: Levels, columns: _Columns, weight: float = 1.0) -> None:
+        self.levels, self.columns, self.weight = levels, columns, weight
+
+    def __call__(self, flat: Tensor) -> Tensor:
+        ladder, density = self.levels.ladder(flat)
+        columns = self.columns
+        waves = columns.waves if ladder.background.shape[1] else columns.waves[:, :0]
+        return density + self.weight * ladder.log_likelihood(columns.intensity, waves)
+
+    def in_parts(self, flat: Tensor) -> Tensor:
+        """For many draws, some at a time."""
+        size = max(1, AT_ONCE // (len(self.columns.intensity) * self.levels.count))
+        with torch.no_grad():
+            return torch.cat([self(flat[i : i + size]) for i in range(0, len(flat), size)])
+
+    def gradient(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and gradient at one point (1, dim)."""
+        point = flat.detach().requires_grad_()
+        with torch.enable_grad():
+            value = self(point)
+            (slope,) = torch.autograd.grad(value.sum(), point)
+        return value.detach()[0], slope[0]
+
+    def curvature(self, flat: Tensor, step: float = 1e-4) -> Tensor:
+        """Minus the second derivatives at a point, by differences of the gradient."""
+        rows = []
+        for axis in range(flat.shape[1]):
+            away = torch.zeros_like(flat)
+            away[0, axis] = step
+            rows.append(
+                (self.gradient(flat - away)[1] - self.gradient(flat + away)[1]) / (2 * step)
+            )
+        found = torch.stack(rows)
+        return 0.5 * (found + found.T)
+
+
+def _climb(target: _Target, start: Tensor) -> Tensor:
+    """A mode of the density, from a start."""
+    from scipy.optimize import minimize
+
+    def down(point: np.ndarray) -> tuple[float, np.ndarray]:
+        value, slope = target.gradient(torch.as_tensor(point)[None])
+        if not torch.isfinite(value):
+            return 1e300, np.zeros_like(point)
+        return -float(value), -slope.numpy()
+
+    rough = {"gtol": 0.02, "maxiter": 120}
+    found = minimize(down, start[0].numpy(), jac=True, method="BFGS", options=rough)
+    return torch.as_tensor(found.x)[None]
+
+
+def _polish(target: _Target, mode: Tensor, curvature: Tensor) -> Tensor:
+    """A mode on all columns from one on some, by Newton's method with one curvature."""
+    inverse = torch.linalg.inv(_positive(curvature))
+    value, slope = target.gradient(mode)
+    for _ in range(12):
+        step = inverse @ slope
+        if float(step @ slope) < 1e-4:
+            break
+        for half in range(8):
+            moved = mode + step * 0.5**half
+            now, new = target.gradient(moved)
+            if now >= value:
+                mode, value, slope = moved, now, new
+                break
+        else:
+            break
+    return mode
+
+
+def _positive(matrix: Tensor) -> Tensor:
+    """A symmetric matrix with no eigenvalue below a prior that is flat to the eye, so that it can be inverted."""
+    value, vector = torch.linalg.eigh(matrix)
+    return (vector * value.clamp(min=0.05)) @ vector.T
+
+
+@dataclass(frozen=True)
+class _Mode:
+    """A mode, the factor of its scale matrix, and the log of its mass by Laplace's method."""
+
+    point: Tensor
+    factor: Tensor
+    mass: float
+
+    @classmethod
+    def at(cls, target: _Target, point: Tensor) -> _Mode:
+        precision = _positive(target.curvature(point))
+        factor = torch.linalg.cholesky(torch.linalg.inv(precision))
+        dim = point.shape[1]
+        mass = target.gradient(point)[0] + factor.diagonal().log().sum()
+        return cls(point, factor, float(mass) + 0.5 * dim * math.log(2 * math.pi))
+
+
+@dataclass(frozen=True)
+class _Proposal:
+    """Student-t distributions around the modes."""
+
+    points: Tensor
+    factors: Tensor
+    weights: Tensor
+
+    @classmethod
+    def around(cls, modes: list[_Mode]) -> _Proposal:
+        mass = torch.tensor([mode.mass for mode in modes], dtype=torch.float64)
+        # A low mode may stand on a broad shoulder: none gets less than a fifth of an even share.
+        weights = torch.softmax(mass, 0).clamp(min=0.2 / len(modes))
+        points = torch.cat([mode.point for mode in modes])
+        return cls(points, torch.stack([m.factor for m in modes]), weights / weights.sum())
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        which = torch.multinomial(self.weights, count, True, generator=generator)
+        dim = self.points.shape[1]
+        normal = torch.randn(count, dim, dtype=torch.float64, generator=generator)
+        shape = torch.full((count,), NU / 2, dtype=torch.float64)
+        gamma = torch._standard_gamma(shape, generator=generator)
+        wide = normal * torch.sqrt(NU / 2 / gamma)[:, None]
+        return self.points[which] + torch.einsum("nij,nj->ni", self.factors[which], wide)
+
+    def terms(self, flat: Tensor) -> Tensor:
+        """Log density of every component, weight included, (component, draw)."""
+        dim = self.points.shape[1]
+        constant = math.lgamma((NU + dim) / 2) - math.lgamma(NU / 2)
+        constant -= dim / 2 * math.log(NU * math.pi)
+        found = []
+        for point, factor, weight in zip(self.points, self.factors, self.weights, strict=True):
+            away = torch.linalg.solve_triangular(factor, (flat - point).T, upper=False)
+            tail = (NU + dim) / 2 * torch.log1p(away.square().sum(0) / NU)
+            found.append(weight.log() + constant - factor.diagonal().log().sum() - tail)
+        return torch.stack(found)
+
+    def taught(self, flat: Tensor, log_weight: Tensor) -> _Proposal:
+        """Moved to where weighed draws are; of each component's own draws too few are left as they are."""
+        dim = self.points.shape[1]
+        share = torch.softmax(self.terms(flat), 0) * torch.softmax(log_weight, 0)
+        points, factors, weights = [self.points], [self.factors], [KEPT * self.weights]
+        for own, factor in zip(share, self.factors, strict=True):
+            effective = float(own.sum() ** 2 / own.square().sum().clamp(min=1e-300))
+            if effective < 2 * dim:
+                continue
+            weight = own / own.sum()
+            mean = weight @ flat
+            away = flat - mean
+            spread = (away * weight[:, None]).T @ away
+            # Few draws tell a covariance roughly: it is drawn to the old one as if that were worth some draws.
+            old = 2 * dim / (2 * dim + effective)
+            spread = (1 - old) * spread + old * factor @ factor.T
+            points.append(mean[None])
+            factors.append(torch.linalg.cholesky(spread)[None])
+            weights.append((1 - KEPT) * own.sum()[None])
+        total = torch.cat(weights)
+        return _Proposal(torch.cat(points), torch.cat(factors), total / total.sum())
+
+
+@dataclass(frozen=True)
+class _Weighed:
+    """Draws for one number of levels, with their weights."""
+
+    levels: Levels
+    flat: Tensor
+    log_weight: Tensor
+    log_evidence: float
+    se: float
+    effective: float
+
+
+def posterior_of_levels(
+    intensity: Tensor, place: Tensor, prior: Prior, *, draws: int, seed: int
+) -> tuple[dict[str, Tensor], float, float, dict[str, Any]]:
+    """Draws of every latent of the story, the log evidence with its error, and figures of the whole.
+
+    Args:
+        intensity: of the columns that count.
+        place: of each in the field, as fractions.
+        prior: of the story.
+        draws: how many.
+        seed: all depends on it.
+    """
+    rng = np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
+    columns = _Columns(intensity, smooth(place))
+    few, standing = columns.some(SOME, rng)
+    log_prior = _log_prior_of_counts(prior)
+    found: dict[int, tuple[_Target, list[_Mode]]] = {}
+    below: Ladder | None = None
+    for count in range(1, LEVELS + 1):
+        if not any(math.isfinite(p) for p in log_prior[count - 1 :]):
+            break
+        levels = Levels(prior, count)
+        target, rough = _Target(levels, columns), _Target(levels, few, standing)
+        modes = _modes(rough, below, rng)
+        below = levels.ladder(modes[0].point)[0]
+        if not math.isfinite(log_prior[count - 1]):
+            continue
+        if few is not columns:
+            modes = [_moved(target, rough, mode) for mode in modes]
+        found[count] = target, modes
+    laplace = {k: _mass(modes) for k, (_, modes) in found.items()}
+    best = max(log_prior[k - 1] + mass for k, mass in laplace.items())
+    weighed = {
+        k: _weigh(target, modes, generator)
+        for k, (target, modes) in found.items()
+        if log_prior[k - 1] + laplace[k] > best - HOPELESS
+    }
+    return _together(weighed, laplace, log_prior, prior, draws, generator)
+
+
+def _mass(modes: list[_Mode]) -> float:
+    return float(torch.logsumexp(torch.tensor([mode.mass for mode in modes]), 0))
+
+
+def _moved(target: _Target, rough: _Target, mode: _Mode) -> _Mode:
+    """A mode on all columns; its width is that on some, each of which stands for several."""
+    precision = torch.linalg.inv(mode.factor @ mode.factor.T)
+    point = _polish(target, mode.point, precision)
+    change = target.gradient(point)[0] - rough.gradient(mode.point)[0]
+    return _Mode(point, mode.factor, mode.mass + float(change))
+
+
+def _log_prior_of_counts(prior: Prior) -> list[float]:
+    """Log prior of one level, of two, and so on."""
+    entry = prior.steps
+    if isinstance(entry, float):
+        if entry != int(entry) or not 0 <= entry < LEVELS:
+            raise ModelError(
+                f"steps must be a whole number from 0 to {LEVELS - 1}, found {entry:g}"
+            )
+        return [0.0 if k == int(entry) else -math.inf for k in range(LEVELS)]
+    if not isinstance(entry, Categorical) or len(entry.probs) != LEVELS:
+        raise ModelError(f"steps must be a number, or a Categorical of {LEVELS}")
+    return [math.log(p) if p > 1e-12 else -math.inf for p in entry.probs.tolist()]
+
+
+def _modes(target: _Target, below: Ladder | None, rng: np.random.Generator) -> list[_Mode]:
+    """The modes of most mass, from starts by expectation maximisation and from those with a level less."""
+    values = target.columns.intensity.numpy()
+    levels = target.levels
+    drawn = [_expectation(values, levels.count, rng) for _ in range(STARTS)]
+    drawn.sort(key=lambda found: -found[0])
+    starts = [drawn[0][1:]]
+    starts += [other[1:] for one, other in pairwise(drawn) if one[0] - other[0] > 0.1][:1]
+    if below is not None:
+        starts += _one_more(below, len(values) * target.weight)
+    found: list[_Mode] = []
+    for start in starts:
+        point = _climb(target, levels.flat(*start))
+        # A mode found twice is one.
+        if all(float((point - other.point).abs().max()) > 0.05 for other in found):
+            found.append(_Mode.at(target, point))
+    found.sort(key=lambda mode: -mode.mass)
+    # What is left out has less than a hundredth of a thousandth of the first.
+    return [mode for mode in found if mode.mass > found[0].mass - 12][:MOST_MODES]
+
+
+def _one_more(below: Ladder, columns: float) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Levels with one more: one that hardly any column is at, in every gap, or one of them split in two."""
+    level, spread = below.level[0].detach().numpy(), below.spread[0].detach().numpy()
+    share = below.log_share[0].detach().exp().numpy()
+    step = float(np.diff(level).mean()) if len(level) > 1 else 2 * float(spread[0])
+    gaps = np.concatenate([[level[0] - step], (level[1:] + level[:-1]) / 2, [level[-1] + step]])
+    found = []
+    for place, new in enumerate(gaps):
+        fewer = np.insert(share, place, 1 / columns)
+        found.append(
+            (
+                np.insert(level, place, new),
+                np.insert(spread, place, spread.mean()),
+                fewer / fewer.sum(),
+            )
+        )
+    for place in np.flatnonzero(share * columns > 4):
+        halves = [level[place] - 0.5 * spread[place], level[place] + 0.5 * spread[place]]
+        split = np.concatenate([level[:place], halves, level[place + 1 :]])
+        order = np.argsort(split)
+        widths = np.insert(spread, place, spread[place])
+        parts = np.insert(share, place, share[place] / 2)
+        parts[place + 1] = share[place] / 2
+        found.append((split[order], widths[order], parts[order]))
+    return found
+
+
+def _expectation(
+    values: np.ndarray, count: int, rng: np.random.Generator, rounds: int = 60
+) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+    """A mixture of Gaussians by expectation maximisation from levels drawn among the values."""
+    level = np.sort(rng.choice(values, count, replace=False))
+    least = 1e-3 * values.std() + 1e-300
+    spread, share = np.full(count, values.std() / count), np.full(count, 1 / count)
+    total = 0.0
+    for _ in range(rounds):
+        log = np.log(share) - np.log(spread) - 0.5 * ((values[:, None] - level) / spread) ** 2
+        top = log.max(1, keepdims=True)
+        weight = np.exp(log - top)
+        norm = weight.sum(1, keepdims=True)
+        total = float((np.log(norm) + top).sum())
+        weight /= norm
+        number = weight.sum(0) + 1e-9
+        # A tenth of a column more for each keeps a level from falling onto one column.
+        share = (number + 0.1) / (number + 0.1).sum()
+        level = (weight * values[:, None]).sum(0) / number
+        around = (weight * (values[:, None] - level) ** 2).sum(0)
+        spread = np.sqrt((around + values.var() / count**2) / (number + 1)) + least
+    order = np.argsort(level)
+    return total, level[order], spread[order], share[order]
+
+
+def _weigh(target: _Target, modes: list[_Mode], generator: torch.Generator) -> _Weighed:
+    """Draw around the modes and weigh; the proposal is taught by what it finds before it counts."""
+    elements = len(target.columns.intensity) * target.levels.count
+    count = int(np.clip(IN_ALL // elements, FEWEST_DRAWS, MOST_DRAWS))
+    proposal = _Proposal.around(modes)
+    for lesson in range(LESSONS + 1):
+        flat = proposal.sample(count, generator)
+        log_weight = target.in_parts(flat) - torch.logsumexp(proposal.terms(flat), 0)
+        log_weight = torch.nan_to_num(log_weight, nan=-math.inf)
+        if lesson < LESSONS and count >= MOST_DRAWS // 4:
+            proposal = proposal.taught(flat, log_weight)
+    evidence = float(torch.logsumexp(log_weight, 0)) - math.log(count)
+    weight = torch.softmax(log_weight, 0)
+    effective = 1 / float(weight.square().sum())
+    se = math.sqrt(max(1 / effective - 1 / count, 0.0))
+    return _Weighed(target.levels, flat, log_weight, evidence, se, effective / count)
+
+
+def _together(
+    weighed: Mapping[int, _Weighed],
+    laplace: Mapping[int, float],
+    log_prior: list[float],
+    prior: Prior,
+    draws: int,
+    generator: torch.Generator,
+) -> tuple[dict[str, Tensor], float, float, dict[str, Any]]:
+    counts = list(weighed)
+    joint = torch.tensor(
+        [log_prior[k - 1] + weighed[k].log_evidence for k in counts], dtype=torch.float64
+    )
+    probability = torch.softmax(joint, 0)
+    chosen = torch.multinomial(probability, draws, True, generator=generator)
+    parts = [
+        _draws(weighed[count], int((chosen == place).sum()), prior, generator)
+        for place, count in enumerate(counts)
+    ]
+    values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    order = torch.randperm(draws, generator=generator)
+    values = {name: value[order] for name, value in values.items()}
+    errors = torch.tensor([weighed[k].se for k in counts], dtype=torch.float64)
+    se = float((probability * errors).square().sum().sqrt())
+    evidence = {
+        str(k): round(weighed[k].log_evidence if k in weighed else laplace[k], 3) for k in laplace
+    }
+    attrs = {
+        "levels_log_evidence": str(evidence),
+        "levels_probability": str(
+            {str(k): round(float(p), 6) for k, p in zip(counts, probability, strict=True)}
+        ),
+        "effective_share": min(each.effective for each in weighed.values()),
+    }
+    return values, float(torch.logsumexp(joint, 0)), se, attrs
+
+
+def _draws(
+    weighed: _Weighed, count: int, prior: Prior, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Draws of all latents; those of levels that are not there come from the prior."""
+    weight = torch.softmax(weighed.log_weight, 0)
+    rows = torch.multinomial(weight, max(count, 1), True, generator=generator)[:count]
+    found, _ = weighed.levels.values(weighed.flat[rows])
+    used = weighed.levels.count
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    values: dict[str, Tensor] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name in ("scale", "lowest", "rise", "spread", "background"):
+            entry = prior[name]
+            if isinstance(entry, float):
+                continue
+            drawn = entry.sample((count,)).to(torch.float64)
+            if name in weighed.levels.parts:
+                here = found[name]
+                if drawn.dim() == 1:
+                    drawn = here[:, 0]
+                else:
+                    drawn[:, : here.shape[1]] = here
+            values[name] = drawn
+        concentration = prior.share.concentration
+        share = found["log_share"].exp()
+        if used < LEVELS:
+            whole = concentration[:used].sum()
+            rest = concentration[used:]
+            there = torch.distributions.Beta(whole, rest.sum()).sample((count,))[:, None]
+            others = Dirichlet(rest).sample((count,)) if len(rest) > 1 else torch.ones(count, 1)
+            share = torch.cat([there * share, (1 - there) * others], 1)
+        values["share"] = share.clamp(min=1e-12)
+        values["share"] = values["share"] / values["share"].sum(1, keepdim=True)
+    return values
