@@ -27,6 +27,7 @@ __all__ = [
     "GROUPS",
     "SETTINGS",
     "Setting",
+    "apart",
     "generate",
     "reduced_basis",
     "shape_distance",
@@ -188,7 +189,16 @@ def _metric(basis: np.ndarray) -> np.ndarray:
 
 
 # The shape of a lattice is a point of the hyperbolic plane; a small strain ε of either kind is a step of 2 ε.
-_IDEAL = {"square": np.eye(2), "hexagonal": np.array([[2.0, -1.0], [-1.0, 2.0]]) / np.sqrt(3)}
+_IDEAL = {
+    "square": np.eye(2),
+    "hexagonal": np.array([[1.0, 0.0], [-0.5, np.sqrt(0.75)]]),
+}
+
+
+def apart(one: np.ndarray, other: np.ndarray) -> float:
+    """Distance between the shapes of two bases: where they are nearly alike, twice the strain between them."""
+    cosine = 0.5 * np.trace(_metric(one) @ np.linalg.inv(_metric(other)))
+    return float(np.arccosh(max(1.0, cosine)))
 
 
 def shape_distance(basis: np.ndarray, setting: Setting) -> tuple[float, float]:
@@ -201,12 +211,12 @@ def shape_distance(basis: np.ndarray, setting: Setting) -> tuple[float, float]:
         basis: reduced basis, rows are vectors.
         setting: the group as it lies on that basis.
     """
-    metric = _metric(setting.cell @ basis)
+    cell = setting.cell @ basis
     if setting.lattice == "oblique":
         return 0.0, 0.0
     if setting.lattice in _IDEAL:
-        cosine = 0.5 * np.trace(metric @ np.linalg.inv(_IDEAL[setting.lattice]))
-        return float(np.arccosh(max(1.0, cosine))), 0.0
+        return apart(cell, _IDEAL[setting.lattice]), 0.0
+    metric = _metric(cell)
     # Fermi coordinates about the line of rectangles: g = ((e^-u cosh v, sinh v), (sinh v, e^u cosh v)).
     return float(abs(np.arcsinh(metric[0, 1]))), float(0.5 * np.log(metric[1, 1] / metric[0, 0]))
 
