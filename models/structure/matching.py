@@ -1,0 +1,828 @@
+"""How templates are laid over patterns of neighbours, and how likely a pattern is then.
+
+A template's points t_k are turned by θ, each is seen with probability p, and clutter is strewn between. With an
+assignment a that says which m of the n neighbours are which points, all atoms moved by v in each coordinate (the one in
+the middle too, which moves the whole pattern), and y the neighbours with the scan's distortion M taken out,
+
+    ∫ dθ/2π p(y, a | θ) = p^m (1 − p)^(K − m) λ^(n − m) e^(−λ|D|) |M|^(−m) (2πv)^(−m) (m + 1)^(−1)
+                          · exp(−(S_yy + S_tt)/2v) I₀(|z|/v),   z = S_yt,
+
+is exact: S are the sums of squares and products of the matched points about their means, a mean over m + 1 with the
+middle counted as zero. What is left is the sum over assignments. Those that matter are found once, for they hardly
+depend on the parameters; each then is a handful of numbers, and the likelihood a smooth function of the parameters.
+The sum is a lower bound, and short of the whole only by what noise near half the distance of neighbours would add.
+
+Points near the rim of the disc D may fall out of it, and points beyond it may fall in. For those within a sixth of the
+radius from the rim p is lowered by the chance of that, on average over these points inside, and over those beyond.
+
+Brightness: of m neighbours with a mark b_j, most differ from the template's β_j by a scatter s and by what the atom in
+the middle differs from its like, of standard deviation `MIDDLE`. One in twenty is of another kind; its mark, and that
+of clutter, is normal about zero with standard deviation `STRANGE`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ..priors import ModelError
+from .templates import Library, Template
+
+__all__ = [
+    "Layout",
+    "Overlay",
+    "Parameters",
+    "Table",
+    "as_tensors",
+    "log_classes",
+    "log_i0e",
+    "log_strange",
+    "log_terms",
+    "overlay",
+    "parameters",
+]
+
+# Scatter of log brightness of the atoms in the middle, and of neighbours that are none of the template's kind.
+MIDDLE, STRANGE = 0.3, 1.0
+ODD = 0.05
+# Points within this share of the radius from the rim may cross it; farther out they are not seen.
+RIM = 1 / 6
+# Where assignments are looked for: the chance to see a neighbour, and clutter relative to the neighbours' own density.
+SEEN, STREWN = 0.98, 0.02
+# Noise of an atom relative to the nearest distance where candidates are looked for; at twice that patterns dissolve.
+COARSE = 0.1
+# A neighbour is given to a point nearer than this share of the nearest distance, if to any.
+NEAR = 0.45
+# Candidates kept for every atom, and how far below the best they may be, in natural logarithms.
+CANDIDATES, TERMS = 8, 6
+FAR, NEGLIGIBLE = 20.0, 14.0
+# Nearest neighbours that a template's nearest points are laid on, how different in length these may be, and angles
+# (radians) between which a template is not laid twice.
+TRIED, ALIKE, DISTINCT = 6, 0.35, 0.25
+# Cells of a map along each axis.
+CELLS = 160
+# A scale or distortion farther from one is not believed when candidates are looked for.
+MOST_DISTORTED = 0.25
+CHUNK = 1024
+# Of what counts as nothing: a number that single precision holds too, which compiled constants may have.
+TINY, NOTHING, FAR_AWAY = 1e-30, -1e5, 1e6
+# What is known of a term, in this order.
+FIGURES = (
+    "yy_xx", "yy_xy", "yy_yy", "yt_xx", "yt_xy", "yt_yx", "yt_yy", "tt", "constant", "sure", "inner", "outer",
+    "marks", "bb", "b_beta", "beta_beta", "b_mean", "beta_mean",
+)  # fmt: skip
+CONSTANT = FIGURES.index("constant")
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The templates of a library as arrays, mirror images of chiral ones beside them.
+
+    Attributes:
+        radius: of the disc, in units of the templates.
+        classes: number of classes that have templates.
+        motif: class of every template.
+        points: (template, point, 2), NaN where there is none.
+        brightness: log, (template, point).
+        tolerance: (template,).
+        share: log of a template's share in its class.
+        symmetry: order of its rotations.
+        first: distances of the first shell of the first template.
+    """
+
+    radius: float
+    classes: int
+    motif: np.ndarray
+    points: np.ndarray
+    brightness: np.ndarray
+    tolerance: np.ndarray
+    share: np.ndarray
+    symmetry: np.ndarray
+    first: np.ndarray
+
+    @classmethod
+    def of(cls, library: Library, radius: float) -> Layout:
+        """Arrays of a library, without points that are never in the disc."""
+        rows: list[tuple[int, Template, float]] = []
+        for i, motif in enumerate(library.motifs):
+            variants = [t for t in library.templates if t.motif == motif]
+            for template in variants:
+                images = [template, template.mirrored()] if template.chiral else [template]
+                rows += [(i, image, -math.log(len(variants) * len(images))) for image in images]
+        seen = [np.linalg.norm(t.points, axis=1) < radius * (1 + RIM) for _, t, _ in rows]
+        most = max(int(s.sum()) for s in seen)
+        if not all(s.any() for s in seen):
+            bare = next(t.motif for (_, t, _), s in zip(rows, seen, strict=True) if not s.any())
+            raise ModelError(
+                f"no neighbour of the template {bare!r} of {library.name} is within the radius, {radius:.3g} in its "
+                "units; take a larger radius, or give the unit of its lengths"
+            )
+        points = np.full((len(rows), most, 2), np.nan)
+        brightness = np.zeros((len(rows), most))
+        for row, ((_, template, _), s) in enumerate(zip(rows, seen, strict=True)):
+            points[row, : s.sum()] = template.points[s]
+            brightness[row, : s.sum()] = template.brightness[s]
+        return cls(
+            radius,
+            len(library.motifs),
+            np.array([i for i, _, _ in rows]),
+            points,
+            brightness,
+            np.array([t.tolerance for _, t, _ in rows]),
+            np.array([share for _, _, share in rows]),
+            np.array([t.symmetry for _, t, _ in rows]),
+            library.templates[0].first_shell,
+        )
+
+    @cached_property
+    def distance(self) -> np.ndarray:
+        """Of every point from the middle, infinite where there is none."""
+        return np.nan_to_num(np.linalg.norm(self.points, axis=2), nan=np.inf)
+
+    @cached_property
+    def complex(self) -> np.ndarray:
+        """The points as complex numbers, far away where there is none."""
+        return np.nan_to_num(self.points @ [1, 1j], nan=FAR_AWAY)
+
+    @cached_property
+    def nearest(self) -> np.ndarray:
+        """Nearest point to every cell of a map, (template, cell)."""
+        line = ((np.arange(CELLS) + 0.5) / CELLS * 2 - 1) * 1.25 * self.radius
+        grid = (line + 1j * line[:, None]).ravel()
+        found = [np.abs(grid[:, None] - points).argmin(1) for points in self.complex]
+        return np.array(found)
+
+    @cached_property
+    def zones(self) -> np.ndarray:
+        """Which points are well inside the disc, near its rim inside, and outside, (3, template, point)."""
+        relative = self.distance / self.radius
+        near = np.abs(relative - 1) < RIM
+        return np.stack([relative <= 1 - RIM, near & (relative < 1), near & (relative >= 1)])
+
+
+class Templates(NamedTuple):
+    """A layout as tensors; see there."""
+
+    motif: Tensor
+    points: Tensor
+    distance: Tensor
+    brightness: Tensor
+    tolerance: Tensor
+    share: Tensor
+    zones: Tensor
+
+
+@lru_cache(64)
+def as_tensors(layout: Layout, device: torch.device) -> Templates:
+    """The templates as tensors, made once for every device; points that are not there are far away."""
+    arrays = (
+        layout.motif,
+        np.nan_to_num(layout.points, nan=FAR_AWAY),
+        np.minimum(layout.distance, FAR_AWAY),
+        layout.brightness,
+        layout.tolerance,
+        layout.share,
+        layout.zones.astype(float),
+    )
+    return Templates(*(torch.tensor(array, device=device) for array in arrays))
+
+
+@dataclass(frozen=True, eq=False)
+class Overlay:
+    """The terms of the sum over assignments, for every atom those that matter.
+
+    Attributes:
+        template: of every term, (atom, term).
+        figures: its numbers, (atom, term, figure); the constant is `NOTHING` where there is no term.
+        count: neighbours of every atom.
+        angle: orientation of the template, (atom, term), in radians.
+    """
+
+    template: np.ndarray
+    figures: np.ndarray
+    count: np.ndarray
+    angle: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Patterns:
+    """Neighbours as complex numbers.
+
+    Attributes:
+        raw: in nm, (atom, slot), zero where there is none.
+        way: in units of the templates, distortion taken out.
+        there: which slots are filled.
+        marks: log brightness, where it counts.
+        density: of neighbours, in units of the templates.
+    """
+
+    raw: np.ndarray
+    way: np.ndarray
+    there: np.ndarray
+    marks: np.ndarray | None
+    density: float
+
+
+def first_guess(data: xr.Dataset, layout: Layout) -> np.ndarray:
+    """Scale and distortion of the patterns relative to the templates, from their mean size and roundness."""
+    unit = float(data["radius"]) / layout.radius
+    ways = data["neighbour"].values[..., :2]
+    there = (ways != 0).any(-1)
+    distance = np.where(there, np.linalg.norm(ways, axis=-1), np.nan)
+    shell = distance[:, : min(len(layout.first), distance.shape[1])]
+    scale = unit
+    if np.isfinite(shell[:, 0]).any():
+        whole = np.isfinite(shell).all(1)
+        rows = shell[whole] if whole.any() else shell[np.isfinite(shell[:, 0])]
+        found = float(np.median(np.nanmean(rows, axis=1)) / layout.first.mean())
+        if abs(math.log(found / unit)) < MOST_DISTORTED:
+            scale = found
+    square = np.einsum("nsi,nsj->ij", ways, ways)
+    upper = np.eye(2)
+    if there.sum() > 20 and np.linalg.det(square) > 0:
+        square /= math.sqrt(np.linalg.det(square))
+        c = math.sqrt(square[1, 1])
+        b = square[0, 1] / c
+        upper = np.array([[math.sqrt(max(square[0, 0] - b**2, 1e-9)), b], [0.0, c]])
+    if np.abs(upper - np.eye(2)).max() > MOST_DISTORTED:
+        upper = np.eye(2)
+    return scale * upper
+
+
+def overlay(data: xr.Dataset, layout: Layout) -> Overlay:
+    """Lay every template over every pattern and keep what may matter."""
+    guess = first_guess(data, layout)
+    seen = _undistorted(data, guess)
+    atom, template, angle, score = _candidates(seen, layout)
+    given = np.empty((len(atom), seen.way.shape[1]), np.int64)
+    figures = np.empty((len(atom), len(FIGURES)))
+    for start in range(0, len(atom), 32 * CHUNK):
+        rows = slice(start, start + 32 * CHUNK)
+        some = atom[rows], template[rows]
+        for _ in range(2):
+            given[rows], _ = _nearest(seen, layout, *some, angle[rows])
+            figures[rows] = _figures(seen, layout, *some, given[rows])
+            angle[rows] = np.angle(_overlap(guess, figures[rows]))
+    candidates = _Candidates(atom, template, given, figures, angle)
+    variance = _noise(guess, candidates, score, layout)
+    return _kept(seen, layout, guess, variance, _gated(seen, layout, guess, variance, candidates))
+
+
+def _undistorted(data: xr.Dataset, matrix: np.ndarray) -> _Patterns:
+    features = data["neighbour"].values
+    raw = features[..., :2]
+    y = raw @ np.linalg.inv(matrix).T
+    return _Patterns(
+        raw[..., 0] + 1j * raw[..., 1],
+        y[..., 0] + 1j * y[..., 1],
+        (raw != 0).any(-1),
+        features[..., 2] if features.shape[-1] == 3 else None,
+        float(data["density"]) * abs(float(np.linalg.det(matrix))),
+    )
+
+
+def _worth(variance: Any, density: float) -> Any:
+    """Log of what it is worth to explain a neighbour by a point that it is on, and not by clutter."""
+    return np.log(SEEN / ((1 - SEEN) * STREWN * density * 4 * math.pi * variance))
+
+
+def _candidates(
+    seen: _Patterns, layout: Layout
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Which templates at which angles may explain which atoms, and about what they are worth.
+
+    The nearest points are laid on the nearest neighbours. A map of each template, turned so that such a point lies on
+    the x axis, says what a neighbour is worth that lies here or there.
+    """
+    variance = (COARSE * layout.distance.min()) ** 2
+    reach = 1.25 * layout.radius
+    maps = _Maps.of(layout, variance, _worth(variance, seen.density), reach)
+    found = []
+    for start in range(0, len(seen.way), CHUNK):
+        way = seen.way[start : start + CHUNK].astype(np.complex64).T
+        there = seen.there[start : start + CHUNK].T
+        tried = way[:TRIED]
+        length = np.where(there[:TRIED], np.abs(tried), 1.0)
+        turned = way * np.conj(np.where(there[:TRIED], tried, 1.0) / length)[:, None]
+        place = _cell(turned.real, turned.imag, reach)
+        place[:, ~there] = CELLS * CELLS
+        scores, angles, which = [], [], []
+        for template, rows in enumerate(maps.rows):
+            s, a = _two_best(maps, rows, place, np.angle(tried), np.where(there[:TRIED], length, 0))
+            scores.append(s)
+            angles.append(a)
+            which += [template] * len(s)
+        found.append(_best(start, np.concatenate(scores), np.concatenate(angles), np.array(which)))
+    parts = [np.concatenate(part) for part in zip(*found, strict=True)]
+    return parts[0], parts[1], parts[2], parts[3]
+
+
+def _cell(x: np.ndarray, y: np.ndarray, reach: float) -> np.ndarray:
+    """Cell of a map that a place lies in."""
+    step = np.float32(0.5 * CELLS / reach)
+    half = np.float32(0.5 * CELLS)
+    col = np.clip(x * step + half, 0, CELLS - 1).astype(np.int32)
+    row = np.clip(y * step + half, 0, CELLS - 1).astype(np.int32)
+    return np.asarray(row * CELLS + col)
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """Maps of the templates.
+
+    Attributes:
+        rows: of every template, its maps.
+        worth: of a neighbour in each cell, (map, cell); the last cell is for those that are not there.
+        angle: of the point that the map has on its x axis.
+        length: distance of that point.
+        nothing: what each map is worth without neighbours.
+        fold: order of the template's rotations.
+    """
+
+    rows: list[list[int]]
+    worth: np.ndarray
+    angle: np.ndarray
+    length: np.ndarray
+    nothing: np.ndarray
+    fold: np.ndarray
+
+    @classmethod
+    def of(cls, layout: Layout, variance: float, worth: float, reach: float) -> _Maps:
+        """Maps for each template's nearest point, or its two nearest where it has no rotations."""
+        line = ((np.arange(CELLS) + 0.5) / CELLS * 2 - 1) * reach
+        grid = (line + 1j * line[:, None]).ravel()
+        rows: list[list[int]] = []
+        maps, anchors, nothing, folds = [], [], [], []
+        for template, fold in enumerate(layout.symmetry):
+            inner = layout.distance[template] < layout.radius
+            inner = inner if inner.any() else np.isfinite(layout.distance[template])
+            points = layout.points[template, inner] @ [1, 1j]
+            rows.append([])
+            for anchor in points[: 1 if fold > 1 else 2]:
+                turned = points * np.conj(anchor) / abs(anchor)
+                square = np.full(len(grid), np.inf)
+                for point in turned:
+                    away = grid - point
+                    np.minimum(square, away.real**2 + away.imag**2, out=square)
+                rows[-1].append(len(maps))
+                maps.append(np.append(np.maximum(worth - square / (4 * variance), 0.0), 0.0))
+                anchors.append(anchor)
+                nothing.append(len(points) * math.log(1 - SEEN) + layout.share[template])
+                folds.append(fold)
+        found = np.array(anchors)
+        return cls(
+            rows,
+            np.array(maps, np.float32),
+            np.angle(found).astype(np.float32),
+            np.abs(found),
+            np.array(nothing),
+            np.array(folds, np.float32),
+        )
+
+
+def _two_best(
+    maps: _Maps, rows: list[int], place: np.ndarray, angle: np.ndarray, length: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The two best angles of a template on each pattern and what they are worth, (2, atom)."""
+    scores = []
+    for row in rows:
+        score = maps.worth[row][place].sum(1) + np.float32(maps.nothing[row])
+        # What is not near in length cannot lie on it.
+        score[np.abs(length / maps.length[row] - 1) > ALIKE] = -np.inf
+        scores.append(score)
+    score = np.concatenate(scores)
+    angles = np.concatenate([angle - maps.angle[row] for row in rows])
+    first = score.argmax(0)[None]
+    top, best = (np.take_along_axis(q, first, 0) for q in (score, angles))
+    fold = maps.fold[rows[0]]
+    turns = (angles - best) * (fold / np.float32(2 * math.pi))
+    score[np.abs(turns - np.rint(turns)) < DISTINCT * fold / (2 * math.pi)] = -np.inf
+    second = score.argmax(0)[None]
+    further, other = (np.take_along_axis(q, second, 0) for q in (score, angles))
+    return np.concatenate([top, further]), np.concatenate([best, other])
+
+
+def _best(
+    start: int, score: np.ndarray, angle: np.ndarray, template: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The best candidates of each pattern, in rows."""
+    score = np.ascontiguousarray(score.T)
+    most = min(CANDIDATES, score.shape[1])
+    order = np.argpartition(-score, most - 1, axis=1)[:, :most]
+    top = np.take_along_axis(score, order, 1)
+    kept = (top > top.max(1, keepdims=True) - FAR) & np.isfinite(top)
+    atom, place = np.nonzero(kept)
+    row = order[atom, place]
+    return start + atom, template[row], angle[row, atom].astype(float), top[atom, place]
+
+
+def _nearest(
+    seen: _Patterns, layout: Layout, atom: np.ndarray, template: np.ndarray, angle: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The point that each neighbour is given to, -1 for none, and the square of the distance to the nearest.
+
+    Of several neighbours that are nearest to one point only the nearest is given to it.
+    """
+    turned = seen.way[atom] * np.exp(-1j * angle)[:, None]
+    cell = _cell(turned.real, turned.imag, 1.25 * layout.radius)
+    point = layout.nearest[template[:, None], cell]
+    away = turned - layout.complex[template[:, None], point]
+    far = np.where(seen.there[atom], away.real**2 + away.imag**2, np.inf)
+    given = np.where(far < (NEAR * layout.distance.min()) ** 2, point, -1)
+    ordered = np.sort(given, axis=1)
+    shared = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(1)
+    for row in np.flatnonzero(shared):
+        _give_to_nearest(given[row], far[row])
+    return given, far
+
+
+def _give_to_nearest(given: np.ndarray, far: np.ndarray) -> None:
+    """Leave each point to the nearest of the neighbours that it was given to."""
+    order = np.argsort(far, kind="stable")
+    _, first = np.unique(given[order], return_index=True)
+    later = np.ones(len(given), bool)
+    later[order[first]] = False
+    given[later] = -1
+
+
+def _figures(
+    seen: _Patterns, layout: Layout, atom: np.ndarray, template: np.ndarray, given: np.ndarray
+) -> np.ndarray:
+    """Sums of squares and products of what is matched, about means in which the middle counts as zero."""
+    matched = given >= 0
+    count = matched.sum(1)
+    t = np.where(matched, layout.complex[template[:, None], given], 0)
+    d = np.where(matched, seen.raw[atom], 0)
+    share = 1 / (count + 1)
+    sum_d, sum_t = d.sum(1), t.sum(1)
+    dd = (d * d).sum(1) - share * sum_d**2
+    d2 = (d.real**2 + d.imag**2).sum(1) - share * np.abs(sum_d) ** 2
+    back = (d * np.conj(t)).sum(1) - share * sum_d * np.conj(sum_t)
+    forth = (d * t).sum(1) - share * sum_d * sum_t
+    found = np.zeros((len(atom), len(FIGURES)))
+    found[:, 0], found[:, 1], found[:, 2] = (d2 + dd.real) / 2, dd.imag / 2, (d2 - dd.real) / 2
+    found[:, 3], found[:, 6] = (back.real + forth.real) / 2, (back.real - forth.real) / 2
+    found[:, 4], found[:, 5] = (forth.imag - back.imag) / 2, (forth.imag + back.imag) / 2
+    found[:, 7] = (t.real**2 + t.imag**2).sum(1) - share * np.abs(sum_t) ** 2
+    found[:, CONSTANT] = layout.share[template] + np.log(layout.symmetry[template])
+    for zone, column in zip(layout.zones, (9, 10, 11), strict=True):
+        found[:, column] = (zone[template[:, None], given] & matched).sum(1)
+    return found
+
+
+def _overlap(guess: np.ndarray, figures: np.ndarray) -> np.ndarray:
+    """z, whose angle is the best orientation."""
+    (a, b), (c, d) = np.linalg.inv(guess)
+    xx, xy, yx, yy = figures[:, 3:7].T
+    real, imaginary = a * xx + b * yx + c * xy + d * yy, c * xx + d * yx - a * xy - b * yy
+    return np.asarray(real + 1j * imaginary)
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Templates on patterns: which, the point that each neighbour is given to, the figures of that, the angle."""
+
+    atom: np.ndarray
+    template: np.ndarray
+    given: np.ndarray
+    figures: np.ndarray
+    angle: np.ndarray
+
+    @property
+    def matched(self) -> np.ndarray:
+        """Number of neighbours that are given to a point."""
+        return np.asarray((self.given >= 0).sum(1))
+
+    def take(self, rows: np.ndarray) -> _Candidates:
+        """Some of them."""
+        return _Candidates(*(part[rows] for part in vars(self).values()))
+
+
+def _noise(guess: np.ndarray, found: _Candidates, score: np.ndarray, layout: Layout) -> float:
+    """Variance of an atom's place, in units of the templates, from what the best candidate of most atoms leaves."""
+    floor = (0.003 * layout.distance.min()) ** 2
+    if not len(found.atom):
+        return float(floor)
+    order = np.lexsort((-score, found.atom))
+    best = found.take(order[np.unique(found.atom[order], return_index=True)[1]])
+    inverse = np.linalg.inv(guess)
+    g = inverse.T @ inverse
+    xx, xy, yy = best.figures[:, :3].T
+    square = g[0, 0] * xx + 2 * g[0, 1] * xy + g[1, 1] * yy
+    rest = square + best.figures[:, 7] - 2 * np.abs(_overlap(guess, best.figures))
+    freedom = 2 * best.matched - 1
+    enough = freedom > 1
+    if not enough.any():
+        return float(floor)
+    return float(max(np.median(rest[enough] / freedom[enough]), floor))
+
+
+def _gated(
+    seen: _Patterns, layout: Layout, guess: np.ndarray, variance: float, found: _Candidates
+) -> _Candidates:
+    """Candidates with all that is near matched, and without what is too far off for the noise, or for twice that."""
+    value = np.maximum(
+        *(_height(seen, layout, guess, wider * variance, found) for wider in (1.0, 4.0))
+    )
+    top = np.full(len(seen.way), -np.inf)
+    np.maximum.at(top, found.atom, value)
+    # Without its misfits a candidate can gain what it is worth to explain a few neighbours.
+    found = found.take(np.flatnonzero(value > top[found.atom] - FAR))
+    _, far = _nearest(seen, layout, found.atom, found.template, found.angle)
+    parts = [found]
+    for wider in (1.0, 4.0):
+        v = wider * (variance + layout.tolerance[found.template] ** 2)
+        limit = 4 * v * np.maximum(_worth(v, seen.density), 0.0)
+        given = np.where(far < limit[:, None], found.given, -1)
+        count = (given >= 0).sum(1)
+        fresh = np.flatnonzero((count < found.matched) & (count > 0))
+        few = found.take(fresh)
+        figures = _figures(seen, layout, few.atom, few.template, given[fresh])
+        angle = np.angle(_overlap(guess, figures))
+        parts.append(_Candidates(few.atom, few.template, given[fresh], figures, angle))
+    every = [
+        np.concatenate(column) for column in zip(*(vars(p).values() for p in parts), strict=True)
+    ]
+    return _Candidates(*every)
+
+
+def _mark(seen: _Patterns, layout: Layout, found: _Candidates) -> None:
+    """Add the figures of brightness; neighbours that are far from the template's are of another kind."""
+    assert seen.marks is not None
+    there, matched = seen.there[found.atom], found.given >= 0
+    b = np.where(there, seen.marks[found.atom], 0.0)
+    beta = np.where(matched, layout.brightness[found.template[:, None], found.given], 0.0)
+    off = np.where(matched, b - beta, np.inf)
+    middle = np.sort(off, axis=1)[np.arange(len(off)), np.maximum(matched.sum(1) - 1, 0) // 2]
+    typical = matched & (np.abs(off - middle[:, None]) < 0.5 * STRANGE)
+    count = typical.sum(1)
+    share = 1 / np.maximum(count, 1)
+    b_mean, beta_mean = (np.where(typical, q, 0).sum(1) * share for q in (b, beta))
+    db = np.where(typical, b - b_mean[:, None], 0)
+    dbeta = np.where(typical, beta - beta_mean[:, None], 0)
+    odd = (matched & ~typical).sum(1)
+    strange = np.where(there & ~typical, _log_strange(b), 0).sum(1)
+    f = found.figures
+    f[:, 12], f[:, 16], f[:, 17] = count, b_mean, beta_mean
+    f[:, 13], f[:, 14], f[:, 15] = (db**2).sum(1), (db * dbeta).sum(1), (dbeta**2).sum(1)
+    f[:, CONSTANT] += strange + count * math.log(1 - ODD) + odd * math.log(ODD)
+
+
+def _log_strange(marks: Any) -> Any:
+    """Log density of the brightness of a neighbour that is of no template's kind."""
+    return -0.5 * (marks / STRANGE) ** 2 - math.log(STRANGE) - 0.5 * math.log(2 * math.pi)
+
+
+def _kept(
+    seen: _Patterns, layout: Layout, guess: np.ndarray, variance: float, found: _Candidates
+) -> Overlay:
+    """The terms that are not negligible, in a table with as many places for every atom."""
+    if seen.marks is not None:
+        _mark(seen, layout, found)
+    atom = found.atom
+    height = np.full(len(atom), -np.inf)
+    for wider in (1.0, 4.0):
+        value = _height(seen, layout, guess, wider * variance, found)
+        top = np.full(len(seen.way), -np.inf)
+        np.maximum.at(top, atom, value)
+        height = np.maximum(height, value - top[atom])
+    kept = (height > -NEGLIGIBLE) & ~_repeated(found)
+    chosen = np.flatnonzero(kept)
+    chosen = chosen[np.lexsort((-height[chosen], atom[chosen]))]
+    place = np.arange(len(chosen)) - np.searchsorted(atom[chosen], atom[chosen])
+    chosen, place = chosen[place < TERMS], place[place < TERMS]
+    shape = (len(seen.way), TERMS)
+    table = np.zeros((*shape, len(FIGURES)))
+    # Where there is no term there is one that is worth nothing, with figures that do no harm.
+    table[..., CONSTANT], table[..., 7], table[..., 9] = NOTHING, 1.0, 1.0
+    which, turned = np.zeros(shape, np.int64), np.zeros(shape)
+    at = atom[chosen], place
+    table[at], which[at], turned[at] = (
+        found.figures[chosen],
+        found.template[chosen],
+        found.angle[chosen],
+    )
+    return Overlay(which, table, seen.there.sum(1), turned)
+
+
+def _repeated(found: _Candidates) -> np.ndarray:
+    """Terms that were there before: an assignment and its image under a rotation of the template."""
+    figures = found.figures
+    scale = np.abs(figures).max(0, initial=0.0) + TINY
+    telling = [0, 1, 2, 7, 9, 10, 11]
+    rounded = np.rint(figures[:, telling] / scale[telling] * 1e7).astype(np.int64)
+    keys = np.column_stack([found.atom, found.template, rounded])
+    mixed = np.zeros(len(keys), np.uint64)
+    for column in keys.T:
+        mixed = (mixed ^ column.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+    again = np.ones(len(keys), bool)
+    again[np.unique(mixed, return_index=True)[1]] = False
+    return again
+
+
+def _height(
+    seen: _Patterns, layout: Layout, guess: np.ndarray, variance: float, found: _Candidates
+) -> np.ndarray:
+    """About how much each term gives, with the parameters that candidates are looked for with."""
+    square = abs(float(np.linalg.det(guess)))
+    told = {
+        "noise": math.sqrt(square * variance),
+        "matrix": guess,
+        "detection": SEEN,
+        "clutter": STREWN * seen.density / square,
+        "contrast": 1.0,
+        "spread": 0.15,
+    }
+    given = {k: torch.as_tensor(v, dtype=torch.float64) for k, v in told.items()}
+    made = parameters(layout, given, torch.zeros(()), layout.radius * math.sqrt(square))
+    count = torch.as_tensor(seen.there.sum(1)[found.atom], dtype=torch.float64)
+    heights = log_terms(
+        made,
+        torch.as_tensor(found.figures),
+        torch.as_tensor(found.template),
+        torch.zeros(len(count), dtype=count.dtype),
+        count,
+    )
+    return np.asarray(heights.numpy())
+
+
+def log_i0e(x: Tensor) -> Tensor:
+    """log(e^(−x) I₀(x)) for x ≥ 0."""
+    return torch.log(torch.special.i0e(x))
+
+
+class Parameters(NamedTuple):
+    """The parameters, made ready for terms.
+
+    Attributes:
+        inverse: of the matrix of scale and distortion.
+        det: its determinant.
+        noise: variance of an atom's place in nm², beside that of its measurement.
+        tolerance: variance of the templates' points, in their units.
+        gain: log of what it is worth that a point is seen, in the three zones of a template, (3, template).
+        empty: log of the chance that none of a template's points is seen.
+        clutter: log of its density per nm².
+        strewn: clutter expected in a disc.
+        contrast: power of the templates' brightness.
+        spread: scatter of log brightness.
+    """
+
+    inverse: Tensor
+    det: Tensor
+    noise: Tensor
+    tolerance: Tensor
+    gain: Tensor
+    empty: Tensor
+    clutter: Tensor
+    strewn: Tensor
+    contrast: Tensor
+    spread: Tensor
+
+
+def parameters(
+    layout: Layout, given: Mapping[str, Tensor], variance: Tensor, radius: float | Tensor
+) -> Parameters:
+    """Make ready the parameters.
+
+    Args:
+        layout: the templates.
+        given: `noise` in nm, `matrix` (nm per unit of the templates), `detection`, `clutter` per nm², `contrast`,
+            `spread`.
+        variance: mean measurement variance of an atom's coordinates, nm².
+        radius: of the disc, nm.
+    """
+    (a, b), (c, d) = given["matrix"]
+    det = a * d - b * c
+    inverse = torch.stack([torch.stack([d, -b]), torch.stack([-c, a])]) / det
+    templates = as_tensors(layout, det.device)
+    tolerance = templates.tolerance**2
+    noise = given["noise"] ** 2
+    typical = (noise + variance) / det + tolerance
+    zones, distance = templates.zones, templates.distance
+    inside = torch.special.ndtr(
+        (radius / torch.sqrt(det) - distance) / torch.sqrt(2 * typical)[:, None]
+    )
+    number = zones.sum(2)
+    chance = (zones * inside).sum(2) / number.clamp(min=1)
+    # Well inside nothing is lost over the rim.
+    chance = torch.cat([torch.ones_like(chance[:1]), chance[1:]])
+    p = given["detection"]
+    miss = torch.log1p(-p * chance)
+    return Parameters(
+        inverse,
+        det,
+        noise,
+        tolerance,
+        torch.log(p) - miss,
+        (number * miss).sum(0),
+        torch.log(given["clutter"]),
+        given["clutter"] * math.pi * radius**2,
+        given["contrast"],
+        given["spread"],
+    )
+
+
+def log_terms(
+    told: Parameters, figures: Tensor, template: Tensor, variance: Tensor, count: Tensor
+) -> Tensor:
+    """Log of the terms of the sum over assignments.
+
+    Args:
+        told: the parameters.
+        figures: of every term, (..., figure).
+        template: of every term.
+        variance: measurement variance of a coordinate, nm².
+        count: neighbours.
+    """
+    f = dict(zip(FIGURES, figures.unbind(-1), strict=True))
+    (a, b), (c, d) = told.inverse
+    v = (told.noise + variance) / told.det + told.tolerance[template]
+    matched = f["sure"] + f["inner"] + f["outer"]
+    square = (
+        (a**2 + c**2) * f["yy_xx"] + 2 * (a * b + c * d) * f["yy_xy"] + (b**2 + d**2) * f["yy_yy"]
+    )
+    real = a * f["yt_xx"] + b * f["yt_yx"] + c * f["yt_xy"] + d * f["yt_yy"]
+    imaginary = c * f["yt_xx"] + d * f["yt_yx"] - a * f["yt_xy"] - b * f["yt_yy"]
+    z = torch.sqrt(real**2 + imaginary**2 + TINY)
+    gain = told.gain[:, template]
+    seen = f["sure"] * gain[0] + f["inner"] * gain[1] + f["outer"] * gain[2]
+    place = -matched * torch.log(2 * math.pi * told.det * v) - torch.log(matched + 1)
+    rest = -(square + f["tt"] - 2 * z) / (2 * v) + log_i0e(z / v)
+    clutter = (count - matched) * told.clutter - told.strewn
+    return (
+        f["constant"] + told.empty[template] + seen + place + rest + clutter + _log_marks(told, f)
+    )
+
+
+def _log_marks(told: Parameters, f: Mapping[str, Tensor]) -> Tensor:
+    """Log density of the typical neighbours' brightness."""
+    m, s = f["marks"], told.spread
+    some = (m > 0).to(m.dtype)
+    off = f["b_mean"] - told.contrast * f["beta_mean"]
+    common = MIDDLE**2 + s**2 / m.clamp(min=1)
+    within = f["bb"] - 2 * told.contrast * f["b_beta"] + told.contrast**2 * f["beta_beta"]
+    normal = -0.5 * within / s**2 - (m - 1) * torch.log(s) - 0.5 * torch.log(m.clamp(min=1))
+    normal = normal - 0.5 * off**2 / common - 0.5 * torch.log(common)
+    return some * (normal - 0.5 * m * math.log(2 * math.pi))
+
+
+def log_strange(marks: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Log density of the brightness of all neighbours where none is of a template's kind."""
+    return np.asarray(np.where(there, _log_strange(marks), 0.0).sum(-1))
+
+
+class Table(NamedTuple):
+    """An overlay as tensors, with what else is known of every atom.
+
+    Attributes:
+        template: of every term, (atom, term).
+        figures: (atom, term, figure).
+        known: (atom, 3): number of neighbours, log density of their brightness if all are strange, and variance.
+        angle: orientation of the template of every term, (atom, term), in radians.
+    """
+
+    template: Tensor
+    figures: Tensor
+    known: Tensor
+    angle: Tensor
+
+
+def log_classes(
+    layout: Layout, table: Table, told: Parameters, density: Tensor, disc: Tensor
+) -> Tensor:
+    """Log likelihood of every pattern under every class, the last that of what no template explains, (class, atom).
+
+    Args:
+        layout: the templates.
+        table: the terms.
+        told: the parameters.
+        density: of the neighbours of what no template explains, per nm².
+        disc: area in which neighbours are seen, nm².
+    """
+    count, strange, variance = table.known.unbind(-1)
+    terms = log_terms(told, table.figures, table.template, variance[:, None], count[:, None])
+    templates = as_tensors(layout, terms.device)
+    motif = templates.motif
+    classes = motif[table.template]
+    top = terms.detach().amax(1, keepdim=True)
+    share = torch.exp(terms - top)
+    which = torch.arange(layout.classes, device=terms.device)
+    matched = torch.where(
+        classes == which[:, None, None], share, torch.zeros((), dtype=share.dtype)
+    ).sum(-1)
+    matched = torch.log(matched + TINY) + top[:, 0]
+    # Nothing of the template seen, all clutter.
+    own = motif == which[:, None]
+    nothing = torch.logsumexp(torch.where(own, told.empty + templates.share, -torch.inf), 1)
+    nothing = nothing[:, None] + count * told.clutter - told.strewn + strange
+    other = count * torch.log(density) - density * disc + strange
+    return torch.cat([torch.logaddexp(matched, nothing), other[None]])
