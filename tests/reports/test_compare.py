@@ -166,7 +166,7 @@ def test_the_table_is_plain_json_best_first():
     assert set(table) == {"data", "winner", "verdict", "models"}
     assert [m["model"] for m in table["models"]] == [r.model.name for r in comparison.rows]
     assert set(table["models"][0]) == {
-        "model", "prior", "elpd", "elpd_se", "elpd_diff", "diff_se",
+        "model", "explains", "prior", "elpd", "elpd_se", "elpd_diff", "diff_se",
         "log_evidence", "log_evidence_se", "weight", "gates",
     }  # fmt: skip
     assert set(table["models"][0]["gates"][0]) == {"name", "value", "threshold", "passed"}

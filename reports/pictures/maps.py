@@ -1,0 +1,384 @@
+"""Maps of what a model of structure says of every unit: its class and how sure that is, fields, and vectors.
+
+They are drawn from the groups `classes` and `derived` of a run, for any model of the hall: a variable over units that
+have a `position` is a map, one over `y` and `x` a picture, one with an `axis` besides a field of arrows. Its attributes
+`units`, `long_name` and `diverging` say how; `picture = "none"` leaves it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from ..figures import GREY, INK, MARKERS, MODELS, WIDTH, Picture, colour_bar, draw
+from ..wording import axis_label, clean, literal
+from .base import Fitted, result
+from .surfaces import Extent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SIZE = (WIDTH, 3.6)
+# More arrows than that cannot be told apart: they are averaged over tiles.
+MOST_ARROWS = 900
+# More maps of one model than that nobody reads.
+MOST_MAPS = 9
+MANY = 400
+# A class as faint as this is still seen.
+FAINTEST = 0.12
+# The share of values within the colour scale: a wild one must not make all others grey.
+WITHIN = 0.98
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the units of a map are, and what lies behind them.
+
+    Attributes:
+        position: x and y of every unit in nm.
+        image: an image behind them, None where there is none.
+        extent: its edges in nm.
+    """
+
+    position: np.ndarray
+    image: np.ndarray | None = None
+    extent: Extent | None = None
+
+
+@result("structure")
+def structure(fit: Fitted, data: xr.Dataset) -> list[Picture]:
+    """What a model of structure says of every unit."""
+    return [*_class_maps(fit, data), *_derived_maps(fit, data)][:MOST_MAPS]
+
+
+def _group(fit: Fitted, name: str) -> xr.Dataset:
+    return fit.run[name].to_dataset() if name in fit.run.children else xr.Dataset()
+
+
+def _place(group: xr.Dataset, fit: Fitted, data: xr.Dataset, dim: str) -> Place | None:
+    """Where the units of a dimension are."""
+    for source in (group, _group(fit, "derived"), _group(fit, "classes"), data):
+        if "position" in source and source["position"].dims[0] == dim:
+            position = source["position"]
+            if position.sizes[dim] == group.sizes[dim]:
+                return Place(position.values[:, :2].astype(float), *_behind(data))
+    return None
+
+
+def _behind(data: xr.Dataset) -> tuple[np.ndarray | None, Extent | None]:
+    """The image that the atoms were found in, if they carry it."""
+    if "aux_image" not in data or "aux_image_extent" not in data:
+        return None, None
+    image, extent = data["aux_image"].values, data["aux_image_extent"].values
+    usable = image.ndim == 2 and extent.shape == (4,) and image.dtype.kind in "fiu"
+    if not (usable and np.isfinite(image).all() and np.isfinite(extent).all()):
+        return None, None
+    left, right, low, high = (float(edge) for edge in extent)
+    return image, (left, right, low, high)
+
+
+def _axes(figure: Figure, place: Place) -> Axes:
+    axes = figure.subplots()
+    axes.set_aspect("equal")
+    axes.set_xlabel("x (nm)")
+    axes.set_ylabel("y (nm)")
+    if place.image is not None and place.extent is not None:
+        low, high = np.quantile(place.image, (0.005, 0.995))
+        axes.imshow(place.image, extent=place.extent, cmap="gray", vmin=low, vmax=high, alpha=0.55)
+    low, high = place.position.min(0), place.position.max(0)
+    rim = 0.03 * np.maximum(high - low, 1e-6)
+    axes.set_xlim(low[0] - rim[0], high[0] + rim[0])
+    axes.set_ylim(high[1] + rim[1], low[1] - rim[1])
+    return axes
+
+
+def _dot(place: Place) -> float:
+    """Area of a dot in square points, so that dots of a dense map just touch."""
+    return float(np.clip(9000 / max(len(place.position), 1), 0.4, 40))
+
+
+def _class_maps(fit: Fitted, data: xr.Dataset) -> Iterator[Picture]:
+    group = _group(fit, "classes")
+    for name, share in group.data_vars.items():
+        if share.ndim != 2 or not str(share.dims[1]).endswith("_class"):
+            continue
+        place = _place(group, fit, data, str(share.dims[0]))
+        if place is None:
+            continue
+        dim = str(share.dims[1])
+        names = [str(v) for v in share[dim].values] if dim in share.coords else None
+        names = names or [f"class {k}" for k in range(share.shape[1])]
+        values = np.clip(share.values.astype(float), 0.0, 1.0)
+        yield _most_probable(place, values, names, clean(name, 24), fit.name)
+        yield _entropy(place, values, clean(name, 24), fit.name)
+        yield _moved(place, values, _prior_share(fit, values), clean(name, 24), fit.name)
+
+
+def _prior_share(fit: Fitted, values: np.ndarray) -> np.ndarray:
+    """Share of each class before an atom is looked at: its weight, or else how frequent it was found to be."""
+    posterior = _group(fit, "posterior")
+    if "weights" in posterior and posterior["weights"].shape[2:] == values.shape[1:]:
+        return np.asarray(posterior["weights"].mean(("chain", "draw")).values, dtype=float)
+    return np.asarray(values.mean(0))
+
+
+def _most_probable(
+    place: Place, values: np.ndarray, names: list[str], name: str, model: str
+) -> Picture:
+    """Colour says which class, opacity how sure that is."""
+    from matplotlib.colors import to_rgba
+
+    best, sure = values.argmax(1), values.max(1)
+    floor = 1 / values.shape[1]
+    alpha = FAINTEST + (1 - FAINTEST) * np.clip((sure - floor) / (1 - floor), 0, 1)
+    shown = [int(k) for k in np.argsort(-np.bincount(best, minlength=len(names)))]
+    shown = [k for k in shown if (best == k).any()]
+
+    def build(figure: Figure) -> None:
+        axes = _axes(figure, place)
+        for order, k in enumerate(shown):
+            here = best == k
+            colours = np.array([to_rgba(MODELS[order % len(MODELS)])]).repeat(here.sum(), 0)
+            colours[:, 3] = alpha[here]
+            axes.scatter(
+                place.position[here, 0],
+                place.position[here, 1],
+                s=_dot(place),
+                c=colours,
+                marker=MARKERS[(order + order // len(MODELS)) % len(MARKERS)],
+                lw=0,
+                rasterized=len(best) > MANY,
+            )
+        marks = [
+            axes.scatter(
+                [],
+                [],
+                s=24,
+                color=MODELS[order % len(MODELS)],
+                marker=MARKERS[(order + order // len(MODELS)) % len(MARKERS)],
+                lw=0,
+                label=literal(f"{names[k]}: {int((best == k).sum()):,}", 30),
+            )
+            for order, k in enumerate(shown[:12])
+        ]
+        figure.legend(handles=marks, loc="outside upper center", ncols=2, fontsize=8)
+
+    said = ", ".join(f"{int((best == k).sum())} {clean(names[k], 24)}" for k in shown[:8])
+    doubt = int((sure < 0.9).sum())
+    return draw(
+        build,
+        f"Map of {len(best)} units by their most probable {name} in {model}: {said}; {doubt} below 0.9.",
+        f"The most probable {name} of each. The fainter, the less sure: {doubt:,} of {len(best):,} are below 0.9.",
+        size=(WIDTH, 3.9),
+    )
+
+
+def _entropy(place: Place, values: np.ndarray, name: str, model: str) -> Picture:
+    bits = -np.sum(values * np.log2(np.maximum(values, 1e-300)), 1)
+    return _map(
+        place,
+        bits,
+        "entropy (bits)",
+        f"Map of the entropy of {name} in {model}, mean {bits.mean():.2g} bits.",
+        f"What is left to know: the entropy of each posterior over {name}. "
+        f"All {values.shape[1]} alike would be {np.log2(values.shape[1]):.2g} bits.",
+        limits=(0.0, max(float(bits.max()), 0.1)),
+    )
+
+
+def _moved(place: Place, values: np.ndarray, prior: np.ndarray, name: str, model: str) -> Picture:
+    """Information gained over the class weights; where it is little, the prior speaks."""
+    ratio = np.log2(np.maximum(values, 1e-300)) - np.log2(np.maximum(prior, 1e-300))
+    bits = np.maximum(np.sum(values * ratio, 1), 0.0)
+    changed = int((values.argmax(1) != prior.argmax()).sum())
+    return _map(
+        place,
+        bits,
+        "information gained (bits)",
+        f"Map of the information that each atom's own data add to the weights of {name} in {model}.",
+        f"Prior against posterior: what its own surroundings say of each atom beyond the weights of all. "
+        f"{changed:,} of {len(bits):,} are not of the class with the largest weight.",
+        limits=(0.0, max(float(np.quantile(bits, WITHIN)), 0.1)),
+    )
+
+
+def _derived_maps(fit: Fitted, data: xr.Dataset) -> Iterator[Picture]:
+    group = _group(fit, "derived")
+    for name, array in group.data_vars.items():
+        if array.attrs.get("picture") == "none" or array.dtype.kind not in "fiub":
+            continue
+        label = clean(array.attrs.get("long_name") or str(name).replace("_", " "), 60)
+        units = clean(array.attrs.get("units", ""), 24)
+        if tuple(array.dims) == ("y", "x"):
+            yield _grid(array, label, units, fit.name)
+            continue
+        place = _place(group, fit, data, str(array.dims[0])) if array.ndim in (1, 2) else None
+        if place is None or name == "position":
+            continue
+        if array.ndim == 1 and np.ptp(_finite(array.values)) > 0:
+            yield _values(place, array, label, units, fit.name)
+        elif array.ndim == 2 and array.dims[1] in ("axis", "component") and array.shape[1] == 2:
+            yield _arrows(place, array.values.astype(float), label, units, fit.name)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    found = np.asarray(values, dtype=float)
+    found = found[np.isfinite(found)]
+    return found if found.size else np.zeros(1)
+
+
+def _limits(values: np.ndarray, diverging: bool) -> tuple[float, float]:
+    rest = (1 - WITHIN) / 2
+    low, high = (float(q) for q in np.quantile(_finite(values), (rest, 1 - rest)))
+    if diverging:
+        reach = max(abs(low), abs(high)) or 1.0
+        return -reach, reach
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def _values(place: Place, array: xr.DataArray, label: str, units: str, model: str) -> Picture:
+    values = np.asarray(array.values, dtype=float)
+    diverging = bool(array.attrs.get("diverging", False))
+    middle = float(np.median(_finite(values)))
+    written = f"{middle:.3g}{f' {units}' if units not in ('', '1') else ''}"
+    return _map(
+        place,
+        values,
+        axis_label(label, units),
+        f"Map of {label} in {model}, median {written}.",
+        f"{label[:1].upper()}{label[1:]}, median {written}.",
+        limits=_limits(values, diverging),
+        diverging=diverging,
+    )
+
+
+def _map(
+    place: Place,
+    values: np.ndarray,
+    label: str,
+    alt: str,
+    caption: str,
+    *,
+    limits: tuple[float, float],
+    diverging: bool = False,
+) -> Picture:
+    def build(figure: Figure) -> None:
+        axes = _axes(figure, place)
+        known = np.isfinite(values)
+        x, y = place.position.T
+        axes.scatter(x[~known], y[~known], s=_dot(place), color=GREY, alpha=0.3, lw=0)
+        dots = axes.scatter(
+            x[known],
+            y[known],
+            c=values[known],
+            s=_dot(place),
+            lw=0,
+            vmin=limits[0],
+            vmax=limits[1],
+            cmap="RdBu_r" if diverging else "cividis",
+            rasterized=len(values) > MANY,
+        )
+        colour_bar(figure, axes, dots, label)
+
+    return draw(build, alt, caption, size=SIZE)
+
+
+def _grid(array: xr.DataArray, label: str, units: str, model: str) -> Picture:
+    values = np.asarray(array.values, dtype=float)
+    diverging = bool(array.attrs.get("diverging", False))
+    low, high = _limits(values, diverging)
+    y, x = (
+        np.asarray(array[d].values, dtype=float)
+        if d in array.coords
+        else np.arange(array.sizes[d], dtype=float)
+        for d in ("y", "x")
+    )
+    half = [0.5 * (c[-1] - c[0]) / max(len(c) - 1, 1) for c in (x, y)]
+    extent = (x[0] - half[0], x[-1] + half[0], y[-1] + half[1], y[0] - half[1])
+
+    def build(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.set_xlabel("x (nm)")
+        axes.set_ylabel("y (nm)")
+        shown = axes.imshow(
+            values,
+            origin="upper",
+            extent=extent,
+            vmin=low,
+            vmax=high,
+            cmap="RdBu_r" if diverging else "cividis",
+        )
+        colour_bar(figure, axes, shown, axis_label(label, units))
+
+    middle = float(np.median(_finite(values)))
+    return draw(
+        build,
+        f"Map of {label} in {model}, median {middle:.3g}.",
+        f"{label[:1].upper()}{label[1:]}.",
+        size=SIZE,
+    )
+
+
+def _arrows(place: Place, vectors: np.ndarray, label: str, units: str, model: str) -> Picture:
+    position, shown = _tiled(place.position, vectors)
+    length = np.hypot(*shown.T)
+    usual = float(np.quantile(length, 0.9)) or 1.0
+    spacing = np.sqrt(np.prod(np.ptp(position, axis=0).clip(1e-9)) / max(len(position), 1))
+    angle = np.degrees(np.arctan2(shown[:, 1], shown[:, 0])) % 360
+
+    def build(figure: Figure) -> None:
+        axes = _axes(figure, Place(place.position, place.image, place.extent))
+        arrows = axes.quiver(
+            *position.T,
+            *shown.T,
+            angle,
+            angles="xy",
+            scale_units="xy",
+            scale=usual / (1.2 * spacing),
+            pivot="mid",
+            cmap="twilight_shifted",
+            clim=(0, 360),
+            width=0.004,
+            edgecolor=INK,
+            linewidth=0.2,
+        )
+        axes.quiverkey(
+            arrows, 0.82, 1.04, usual, axis_label(f"{usual:.2g}", "") + f" {units}", labelpos="E"
+        )
+        colour_bar(figure, axes, arrows, "direction (degrees)", ticks=[0, 90, 180, 270, 360])
+
+    averaged = len(position) < len(place.position)
+    many = (
+        f" Each arrow is the mean of {len(place.position) / len(position):.0f} units."
+        if averaged
+        else ""
+    )
+    return draw(
+        build,
+        f"Arrows of {label} in {model}, nine in ten shorter than {usual:.3g} {units}.",
+        f"{label[:1].upper()}{label[1:]}; nine in ten are shorter than {usual:.3g} {units}.{many}",
+        size=SIZE,
+    )
+
+
+def _tiled(position: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and vectors, averaged over tiles where they are too many to be drawn."""
+    known = np.isfinite(vectors).all(1)
+    position, vectors = position[known], vectors[known]
+    if len(position) <= MOST_ARROWS:
+        return position, vectors
+    low, size = position.min(0), np.ptp(position, axis=0)
+    side = np.sqrt(np.prod(size) / MOST_ARROWS)
+    tile = np.floor((position - low) / side).astype(np.int64)
+    _, code = np.unique(tile[:, 0] * (tile[:, 1].max() + 1) + tile[:, 1], return_inverse=True)
+    count = np.bincount(code)
+    means = [
+        np.stack([np.bincount(code, column) / count for column in array.T], 1)
+        for array in (position, vectors)
+    ]
+    return means[0], means[1]
