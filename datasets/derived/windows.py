@@ -7,8 +7,8 @@ logarithm in peaks.
 The noise of such spectra is not white. A taper couples neighbouring frequencies; counting noise is on the atoms, so
 that all peaks of a lattice rise and fall together; windows that overlap share noise. All of this would be taken for
 texture. So only every other frequency is kept, and the covariance of the noise is read off the differences between
-windows next to each other that share no pixel: texture has a say in them only at boundaries, and the quarter of them
-that differ most is left out (and its absence allowed for). The spectra are given in units of that noise,
+windows next to each other that share no pixel: texture has a say in them only at boundaries, and the half of them that
+differ most is left out, and its absence allowed for. The spectra are given in units of that noise,
 `spectrum` = S^(-1/2) · log-spectrum (Green et al., IEEE Trans. Geosci. Remote Sens. 26 (1988) 65, do the same for
 images of many bands). And `spectrum` is of windows half a window apart, for which white noise under a Hann taper has
 a correlation of 1/36 between powers. Windows that lie more densely are in `fine_spectrum`, for maps: nothing is learnt
@@ -50,7 +50,7 @@ KNEE = 3.0
 # The median of an exponential distribution, and of the magnitude of a normal one, in units of mean and deviation.
 MEDIAN_POWER, MEDIAN_NORMAL = np.log(2.0), 0.6745
 # Differences that count for the noise; the rest may be boundaries.
-KEPT = 0.75
+KEPT = 0.5
 ROUNDS = 8
 # Steps to a window when differences are taken, and differences to a feature below which its noise is taken alone.
 NOISE_STEPS, ENOUGH = 4, 10
@@ -244,7 +244,13 @@ def _noise(
     features = power.shape[-1]
     spectrum = _spectra(power, background).reshape(power.shape)
     apart = -(-side // step)
-    steps = [spectrum[apart:] - spectrum[:-apart], spectrum[:, apart:] - spectrum[:, :-apart]]
+    one, other = spectrum[apart:], spectrum[:-apart]
+    steps = [
+        one - other,
+        spectrum[:, apart:] - spectrum[:, :-apart],
+        one[:, apart:] - other[:, :-apart],
+        one[:, :-apart] - other[:, apart:],
+    ]
     difference = np.concatenate([s.reshape(-1, features) for s in steps]) / np.sqrt(2)
     if len(difference) < ENOUGH:
         raise DataError(

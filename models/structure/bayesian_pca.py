@@ -42,14 +42,10 @@ __all__ = ["Learnt", "LowRank", "Scatter", "learn", "orthonormal"]
 
 PROPOSALS = 1000
 # Of a rank that may be the right one, more are drawn until so many count.
-ENOUGH, MATTERS, MOST_BATCHES = 300, 1e-3, 20
+ENOUGH, MATTERS, MOST_BATCHES = 200, 1e-2, 10
 # Rounds in which the proposal for sizes and noise takes the shape of their density.
 ROUNDS = 4
 FREEDOM = 5.0
-# Units with their own measurement error are put into so many classes of like errors.
-MOST_CLASSES = 48
-# A class is not made of fewer units than that: few units are each on their own.
-SMALL = 256
 # Numbers worked on at a time.
 CHUNK = 2**22
 LOG_2PI = float(np.log(2 * np.pi))
@@ -63,7 +59,8 @@ def orthonormal(frame: torch.Tensor) -> torch.Tensor:
         for _ in range(2):
             for known in rows:
                 row = row - (row * known).sum(-1, keepdim=True) * known
-        rows.append(row / torch.linalg.vector_norm(row, dim=-1, keepdim=True))
+        # A row of zeros, where samplers may start, has no direction and stays what it is.
+        rows.append(row / ((row * row).sum(-1, keepdim=True) + 1e-60).sqrt())
     return torch.stack(rows, -2)
 
 
@@ -76,29 +73,31 @@ class Scatter:
         mean: their mean, (class, feature).
         scatter: sum of squares and products about that mean, (class, feature, feature).
         error: covariance that the measurement adds, (class, feature, feature).
-        member: class of each unit.
     """
 
     count: np.ndarray
     mean: np.ndarray
     scatter: np.ndarray
     error: np.ndarray
-    member: np.ndarray
 
     @classmethod
-    def of(cls, values: np.ndarray, error: np.ndarray | None = None) -> Scatter:
-        """Summarise units (unit, feature) with their measurement errors (unit, feature, feature)."""
-        units, features = values.shape
+    def of(
+        cls, values: np.ndarray, error: np.ndarray | None = None, kind: np.ndarray | None = None
+    ) -> Scatter:
+        """Summarise units (unit, feature).
+
+        Args:
+            values: the units.
+            error: covariance that the measurement adds, of each kind of unit, (kind, feature, feature).
+            kind: of each unit; one where there is no error.
+        """
+        features = values.shape[1]
         if error is None:
-            member = np.zeros(units, np.int64)
             error = np.zeros((1, features, features))
-            return cls(*_moments(values, member, 1), error, member)
-        member = _alike(error)
-        classes = int(member.max()) + 1
-        count, mean, scatter = _moments(values, member, classes)
-        total = np.zeros((classes, features, features))
-        np.add.at(total, member, error)
-        return cls(count, mean, scatter, total / count[:, None, None], member)
+        if kind is None:
+            kind = np.zeros(len(values), np.int64)
+        present, kind = np.unique(kind, return_inverse=True)
+        return cls(*_moments(values, kind.reshape(-1), len(present)), error[present])
 
     @property
     def units(self) -> int:
@@ -138,32 +137,6 @@ def _moments(
     for c, which in enumerate(np.split(order, np.cumsum(count.astype(int))[:-1])):
         scatter[c] = away[which].T @ away[which]
     return count, mean, scatter
-
-
-def _alike(error: np.ndarray) -> np.ndarray:
-    """Classes of units with like errors: halved where they differ most, until there are enough."""
-    units = len(error)
-    flat = np.log(np.maximum(np.diagonal(error, axis1=1, axis2=2), 1e-300))
-    member = np.zeros(units, np.int64)
-    if units <= SMALL and np.unique(error.round(15), axis=0).shape[0] > MOST_CLASSES:
-        return np.arange(units)
-    for new in range(1, MOST_CLASSES):
-        spread = np.array([_spread(flat[member == c]) for c in range(new)])
-        widest = int(spread[:, 0].argmax())
-        if spread[widest, 0] < 1e-4:
-            break
-        inside = np.flatnonzero(member == widest)
-        along = flat[inside, int(spread[widest, 1])]
-        member[inside[along > along.mean()]] = new
-    return np.unique(member, return_inverse=True)[1].reshape(-1)
-
-
-def _spread(flat: np.ndarray) -> tuple[float, float]:
-    """Widest variance among features, weighed by units, and the feature."""
-    variance = flat.var(0)
-    widest = int(variance.argmax())
-    # Variance below a percent of the error is as good as none.
-    return (float(variance[widest]) if variance[widest] > 1e-4 else 0.0), widest
 
 
 @dataclass(frozen=True)
