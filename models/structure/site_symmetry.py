@@ -1,0 +1,469 @@
+"""Site symmetry: the point group of every atom's surroundings, with the scan's distortion told apart from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import xarray as xr
+from pyro.distributions import Categorical, Dirichlet, HalfNormal, Normal, TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from ...datasets.derived.shells import shells
+from ...datasets.scenes import simulate
+from ..model import View, model, observe, sample
+from ..priors import Prior, PriorSet, prior_set
+from .point_groups import ODD, Arrangement, Group, Site, distinct_groups, operations
+
+__all__ = ["SiteVectors", "groups_of", "site_symmetry"]
+
+SYMBOLS = {
+    "noise": "σ",
+    "scale": "s",
+    "stretch": "q",
+    "shear": "γ",
+    "strain": "ε",
+    "size": "ln a/a₀",
+    "drift": "∂u/∂y",
+    "weights": "w",
+}
+# Atoms whose evidence is worked out together: what it takes then fits into a processor's cache.
+TOGETHER = 4096
+# Draws that what follows for every atom is averaged over; their spread is small against the classes' own.
+FEW = 8
+# How far sites may stray from the motif, in bonds, for one who knows nothing: what the flag `prior_driven` compares to.
+OPEN_SPREAD = 0.12
+# The same for neighbours that are not the shell, as next to a vacancy: about as far as to the next slot's edge.
+ODD_SPREAD = 0.4
+COMPONENTS = ("dilation", "stretch", "shear")
+
+# A scan's matrix is scale · ((1, shear), (0, stretch)) with more in its second column as the frame drifts.
+SCAN = {
+    "scale": Normal(1.0, 0.03),
+    "stretch": Normal(1.0, 0.03),
+    "shear": Normal(0.0, 0.03),
+    "drift": Normal(0.0, 0.01).expand([2, 2]).to_event(2),
+}
+VAGUE = prior_set(
+    note=(
+        "Coordination and bond length are read off the data; sites may stray from a regular shell by an eighth of a "
+        "bond in each coordinate, and nothing is known of the crystal's own uniform strain but that it is of percents."
+    ),
+    first=0,
+    second=0,
+    like=1,
+    centres=0,
+    bond=0,
+    spread=OPEN_SPREAD,
+    odd=ODD_SPREAD,
+    noise="HalfNormal(0.05 * radius.low)",
+    size=Normal(0.0, 0.05),
+    strain=Normal(0.0, 0.01).expand([2]).to_event(1),
+    weights="Dirichlet([1])",
+    **SCAN,
+)
+
+
+def material(
+    bond: float, first: int, second: int, spread: float, strain: float, note: str, **more: Any
+) -> PriorSet:
+    """A material's prior: its shells, its bond (nm), how far sites stray (bonds) and how it may be strained."""
+    known = {
+        "first": first,
+        "second": second,
+        "bond": bond,
+        "spread": spread,
+        "noise": HalfNormal(0.01),
+        "size": Normal(0.0, 0.003),
+        "strain": Normal(0.0, strain).expand([2]).to_event(1),
+    }
+    return PriorSet("", {**VAGUE.entries, **known, **more}, {"neighbour": "nm"}, note)
+
+
+LENGTHS = "Lattice constants at room temperature: order of magnitude, good to a few per mille."
+TETRAGONAL = (
+    "Unlike neighbours, then like ones; sites stray by off-centring and by the c/a of other domains. "
+    + LENGTHS
+)
+PRIORS = {
+    "vague": VAGUE,
+    "graphene": material(
+        0.142, 3, 6, 0.05, 0.005, "Three bonds and six next neighbours. " + LENGTHS
+    ),
+    "MoS2": material(
+        0.1825,
+        3,
+        6,
+        0.05,
+        0.005,
+        "Metal sites, told by their brightness: three columns of sulfur and six of metal in projection. "
+        + LENGTHS,
+        centres=1,
+    ),
+    "SrTiO3": material(0.2761, 4, 4, 0.03, 0.005, TETRAGONAL, like=0),
+    "BaTiO3": material(0.2833, 4, 4, 0.05, 0.01, TETRAGONAL, like=0),
+    "PbTiO3": material(0.2812, 4, 4, 0.08, 0.03, TETRAGONAL, like=0),
+    "BiFeO3": material(0.2800, 4, 4, 0.06, 0.01, TETRAGONAL, like=0),
+}
+
+
+def arrangement_of(data: xr.Dataset) -> Arrangement:
+    """The nominal slots of data of kind `shells`."""
+    return Arrangement.of(data["shell"].values, data["angle"].values)
+
+
+def groups_of(view: View) -> list[str]:
+    """Names of the hypotheses: the groups that the shells can tell apart, and none of them."""
+    return [*(group.name for group in distinct_groups(arrangement_of(view.data))), ODD]
+
+
+class SiteVectors(TorchDistribution):
+    """Neighbour vectors of sites, each of a point group: the motif, what the group leaves free, noise, distortion.
+
+    Args:
+        site: what all have in common.
+        distortion: matrices from the specimen to what is seen, (atom, 2, 2).
+        centre: variance of every atom's own position beyond `site.noise`, (atom,).
+        neighbours: the same for its neighbours, by shell, (atom, shell).
+        group: index of every site's hypothesis; one that is enumerated has shape (group, 1).
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.independent(constraints.real, 2)
+
+    def __init__(
+        self, site: Site, distortion: Tensor, centre: Tensor, neighbours: Tensor, group: Tensor
+    ) -> None:
+        self.site, self.distortion = site, distortion
+        self.centre, self.neighbours, self.group = centre, neighbours, group
+        batch = torch.Size(np.broadcast_shapes(group.shape, (len(centre),)))
+        super().__init__(batch, torch.Size([site.arrangement.slots, 2]), validate_args=False)
+
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> SiteVectors:
+        """The same for a batch of hypotheses."""
+        if tuple(batch_shape) == tuple(self.batch_shape):
+            return self
+        parts = self.site, self.distortion, self.centre, self.neighbours
+        return SiteVectors(*parts, self.group.expand(batch_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Evidence of every site's hypothesis, orientation and numbering of the slots summed out."""
+        back = _inverse(self.distortion)
+        every = self.site.evidence(value, back, self.centre, self.neighbours)
+        index = self.group.long()
+        flat = index.reshape(-1, index.shape[-1] if index.dim() else 1)
+        chosen = torch.gather(every, 0, flat.expand(len(flat), every.shape[-1]))
+        return chosen.reshape(index.shape[:-1] + every.shape[-1:])
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Sites drawn: orientation, numbering, template, noise, distortion."""
+        shape = self.site.arrangement
+        group = self.group.long().expand(sample_shape + self.batch_shape)
+        flat = group.reshape(-1)
+        like = {"dtype": torch.float64}
+        free = torch.randn(len(flat), shape.slots, 2, **like)
+        projectors, first, count = _projectors(shape)
+        lines = first[flat] + (torch.rand(len(flat)) * count[flat]).long()
+        for line in torch.unique(lines):
+            here = lines == line
+            free[here] *= self.site.odd if line == len(projectors) - 1 else self.site.spread
+            free[here] = (free[here].flatten(1) @ projectors[line]).reshape(-1, shape.slots, 2)
+        theta = 2 * torch.pi * torch.rand(len(flat), **like)
+        cos, sin = torch.cos(theta), torch.sin(theta)
+        turn = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
+        seen = (_motif(self.site) + free) @ turn.mT
+        seen = seen.reshape(*group.shape, shape.slots, 2)
+        shell = _shell(shape)
+        of_slot = torch.sqrt(self.site.noise**2 + self.neighbours)[..., shell, None]
+        of_centre = torch.sqrt(self.site.noise**2 + self.centre)[..., None, None]
+        seen = seen + of_slot * torch.randn(seen.shape, **like)
+        seen = seen - of_centre * torch.randn(*group.shape, 1, 2, **like)
+        return seen @ self.distortion.mT
+
+
+def _shell(shape: Arrangement) -> Tensor:
+    return torch.tensor([0] * shape.first + [1] * shape.second)
+
+
+def _motif(site: Site) -> Tensor:
+    """The nominal vectors, (slot, 2)."""
+    angle = torch.as_tensor(site.arrangement.angle)
+    radius = site.radius[_shell(site.arrangement)]
+    return torch.stack([torch.cos(angle), torch.sin(angle)], -1) * radius[:, None]
+
+
+def _projectors(shape: Arrangement) -> tuple[Tensor, Tensor, Tensor]:
+    """Projectors of every group and mirror line, and for each group the first and the number of its own."""
+    found, first, count = [], [], []
+    for group in distinct_groups(shape):
+        first.append(len(found))
+        count.append(len(group.axes) or 1)
+        found += [_projector(shape, group, axis) for axis in group.axes or (0,)]
+    # An odd site comes last; it leaves everything free.
+    found.append(np.eye(2 * shape.slots))
+    first, count = [*first, len(found) - 1], [*count, 1]
+    return torch.as_tensor(np.stack(found)), torch.tensor(first), torch.tensor(count)
+
+
+def _projector(shape: Arrangement, group: Group, axis: int) -> np.ndarray:
+    matrices = list(operations(shape, group, axis))
+    return np.asarray(sum(matrices) / len(matrices))
+
+
+def _inverse(m: Tensor) -> Tensor:
+    """Of 2×2 matrices."""
+    (a, b), (c, d) = (row.unbind(-1) for row in m.unbind(-2))
+    adjugate = torch.stack([torch.stack([d, -b], -1), torch.stack([-c, a], -1)], -2)
+    return adjugate / (a * d - b * c)[..., None, None]
+
+
+def _matrix(rows: list[list[Tensor]]) -> Tensor:
+    """A matrix of numbers that may have leading axes."""
+    return torch.stack([torch.stack(torch.broadcast_tensors(*row), -1) for row in rows], -2)
+
+
+def scan_matrix(values: Mapping[str, Tensor]) -> Tensor:
+    """The scan's matrix in the middle of the frame."""
+    one, zero = torch.ones_like(values["shear"]), torch.zeros_like(values["shear"])
+    matrix = _matrix([[one, values["shear"]], [zero, values["stretch"] * one]])
+    return values["scale"][..., None, None] * matrix
+
+
+def crystal_matrix(strain: Tensor) -> Tensor:
+    """Of the crystal's uniform strain without change of area, to first order."""
+    first, second = (
+        strain.expand(*strain.shape[:-1], 2).unbind(-1) if strain.dim() else (strain,) * 2
+    )
+    return _matrix([[1 + first, second], [second, 1 - first]])
+
+
+def distortion_at(atoms: View, values: Mapping[str, Tensor]) -> Tensor:
+    """What the scan and a uniform strain make of a neighbour vector at every atom, (atom, 2, 2).
+
+    Drift adds to the second column of the matrix, as Legendre polynomials down the frame: of first order to slant
+    it more and more, of second to bend it.
+    """
+    top, bottom = float(atoms.attrs["top"]), float(atoms.attrs["bottom"])
+    t = 2 * (atoms.position[:, 1] - top) / max(bottom - top, 1e-12) - 1
+    shapes = torch.stack([t, 1.5 * t**2 - 0.5], -1)
+    along = shapes @ values["drift"].expand(2, 2).mT
+    slope = torch.stack([torch.zeros_like(along), along], -1)
+    return (scan_matrix(values) + slope) @ crystal_matrix(values["strain"])
+
+
+def site_of(atoms: View, values: Mapping[str, Tensor], spread: Tensor, odd: Tensor) -> Site:
+    """What all sites have in common; `spread` and `odd` in bonds."""
+    arrangement = arrangement_of(atoms.data)
+    firsts = [0, arrangement.first][: len(arrangement.orbits)]
+    nominal = atoms.radius[firsts]
+    radius = nominal * torch.exp(values["size"])
+    return Site(arrangement, radius, spread * nominal[0], odd * nominal[0], values["noise"])
+
+
+def variances(atoms: View) -> tuple[Tensor, Tensor]:
+    """Measurement errors of the centres (atom,), and of the neighbours by shell (atom, shell)."""
+    split = atoms.neighbour_variance.split(_sizes(arrangement_of(atoms.data)), -1)
+    return atoms.centre_variance, torch.stack([part.mean(-1) for part in split], -1)
+
+
+def _sizes(shape: Arrangement) -> list[int]:
+    return [shape.first, shape.second] if shape.second else [shape.first]
+
+
+def told(
+    atoms: View, prior: Prior, values: Mapping[str, Tensor]
+) -> Iterator[dict[str, np.ndarray]]:
+    """What one set of the parameters' values says of every atom, some atoms at a time."""
+    with torch.enable_grad():
+        for start in range(0, atoms.sizes["atom"], TOGETHER):
+            here = slice(start, start + TOGETHER)
+            yield _told_of(atoms, prior, values, here)
+
+
+def _told_of(
+    atoms: View, prior: Prior, values: Mapping[str, Tensor], here: slice
+) -> dict[str, np.ndarray]:
+    back = _inverse(distortion_at(atoms, values))[here]
+    centre, neighbours = (part[here] for part in variances(atoms))
+    seen = atoms.neighbour[here]
+    spread, odd = (values.get(n, sample(n, prior[n])) for n in ("spread", "odd"))
+    nudge = torch.zeros(2, len(seen), dtype=torch.float64, requires_grad=True)
+    site = site_of(atoms, values, spread, odd)
+    joint = site.evidence(seen, back, centre, neighbours, nudge)
+    joint = joint + torch.log(values["weights"])[:, None]
+    total = torch.logsumexp(joint, 0)
+    (direction,) = torch.autograd.grad(total.sum(), nudge)
+    probability = torch.exp(joint - total).detach()
+    with torch.no_grad():
+        wide = (torch.tensor(x, dtype=torch.float64) for x in (OPEN_SPREAD, ODD_SPREAD))
+        open_site = site_of(atoms, values, *wide)
+        open_minded = open_site.evidence(seen, back, centre, neighbours)
+    return {
+        "probability": probability.T.numpy(),
+        "open": torch.softmax(open_minded, 0).T.numpy(),
+        "direction": torch.complex(direction[0], direction[1]).numpy(),
+    }
+
+
+def derived(atoms: View, prior: Prior, values: Mapping[str, Tensor]) -> xr.Dataset:
+    """Orientation and group of every site, whether the prior decides it, and the parts of the distortion."""
+    rows = np.unique(np.linspace(0, len(values["noise"]) - 1, FEW).astype(int))
+    draws = [{name: value[row] for name, value in values.items()} for row in rows]
+    parts = [_joined(told(atoms, prior, draw)) for draw in draws]
+    mean = {name: np.mean([part[name] for part in parts], axis=0) for name in parts[0]}
+    weights = values["weights"].mean(0).numpy()
+    return xr.merge([_of_sites(atoms, mean, weights), _of_distortion(atoms, prior, values)])
+
+
+def _joined(pieces: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    found = list(pieces)
+    return {name: np.concatenate([piece[name] for piece in found]) for name in found[0]}
+
+
+def _of_sites(atoms: View, mean: Mapping[str, np.ndarray], weights: np.ndarray) -> xr.Dataset:
+    probability, open_minded = mean["probability"], mean["open"]
+    period = 2 * np.pi / arrangement_of(atoms.data).first
+    log = np.log(np.maximum(probability, 1e-300))
+    length = np.clip(np.abs(mean["direction"]), 1e-300, 1 - 1e-15)
+    best, other = probability.argmax(1), open_minded.argmax(1)
+    of_atom = {
+        "orientation": (np.angle(mean["direction"]) % period, "rad"),
+        "orientation_sd": (np.sqrt(-2 * np.log(length)), "rad"),
+        "entropy": (-(probability * log).sum(1), "nat"),
+        "information": ((probability * (log - np.log(weights))).sum(1), "nat"),
+        "likeliest": (best.astype(np.int64), "1"),
+        "likeliest_open": (other.astype(np.int64), "1"),
+        "prior_driven": ((best != other).astype(np.int64), "1"),
+    }
+    made = xr.Dataset({k: ("atom", v, {"units": unit}) for k, (v, unit) in of_atom.items()})
+    made["position"] = atoms.data["position"]
+    made.attrs = {
+        "groups": groups_of(atoms),
+        "left_out": atoms.attrs.get("left_out", 0),
+        "left_out_why": atoms.attrs.get("left_out_why", ""),
+        "prior_driven_share": float((best != other).mean()),
+    }
+    return made
+
+
+def _of_distortion(atoms: View, prior: Prior, values: Mapping[str, Tensor]) -> xr.Dataset:
+    """Dilation, stretch and shear as observed, of the scan and of the crystal, and how little the data assign.
+
+    The data know the sum of the scan's and the crystal's parts; what each has of it is a matter of their priors.
+    `unassigned` is the standard deviation of either part when the sum is known, from the widths of the priors.
+    """
+    scan = scan_matrix(values)
+    crystal = crystal_matrix(values["strain"]) * torch.exp(values["size"])[..., None, None]
+    parts = torch.stack([_components(m) for m in (scan @ crystal, scan, crystal)])
+    wide = _widths(prior)
+    unassigned = wide[0] * wide[1] / np.sqrt((wide**2).sum(0))
+    found = xr.Dataset(
+        {
+            "distortion": (("origin", "component"), parts.mean(1).numpy()),
+            "distortion_sd": (("origin", "component"), parts.std(1).numpy()),
+            "unassigned": (("component",), unassigned),
+        },
+        {"origin": ["observed", "scan", "crystal"], "component": list(COMPONENTS)},
+    )
+    return found
+
+
+def _components(m: Tensor) -> Tensor:
+    """Logarithm of the mean stretch, of the ratio of stretches along y and x, and the shear, rotation left out."""
+    (a, b), (c, d) = (row.unbind(-1) for row in m.unbind(-2))
+    square, area = a * a + c * c, a * d - b * c
+    return torch.stack(
+        [0.5 * torch.log(area), torch.log(area / square), (a * b + c * d) / square], -1
+    )
+
+
+def _widths(prior: Prior) -> np.ndarray:
+    """Standard deviations of the scan's and the crystal's components in the prior, (origin, component)."""
+    scale, stretch, shear, size = (_width(prior[n]) for n in ("scale", "stretch", "shear", "size"))
+    strain = _width(prior["strain"])
+    scan = [np.hypot(scale, stretch / 2), stretch, shear]
+    return np.maximum([scan, [size, 2 * strain, 2 * strain]], 1e-12)
+
+
+def _width(entry: Any) -> float:
+    """A prior's standard deviation, zero where the value is known."""
+    if isinstance(entry, int | float):
+        return 0.0
+    try:
+        return float(torch.as_tensor(entry.variance).max().sqrt())
+    except NotImplementedError:
+        return 0.0
+
+
+def some_atoms(seed: int = 0) -> xr.Dataset:
+    """A small field of graphene with a grain boundary, sheared by the scan."""
+    return simulate("graphene", gives="atoms", field=2.2, tilt=20.0, shear=0.03, seed=seed)
+
+
+@model(
+    kind="atoms",
+    priors=PRIORS,
+    runner="laplace",
+    prepare=("shells", shells),
+    labels={"group": groups_of},
+    derive=derived,
+    enough=400,
+    units={"noise": "neighbour"},
+    symbols=SYMBOLS,
+    noise="noise",
+    design=some_atoms,
+)
+def site_symmetry(atoms: View, prior: Prior) -> None:
+    """Point group of every site, d = D(R_θ(m + t) + e) with a template t ~ N(0, τ² P_G) that its group allows.
+
+    Neighbour vectors d stand in the slots of a nominal arrangement, one shell or two, whose motif m is a regular
+    polygon in each. A point group G that maps the slots onto themselves turns the vectors and renumbers the slots; P_G,
+    the mean of what it does, projects onto what it leaves as it is. The evidence N(d; m, τ² P_G + noise) is in closed
+    form; the orientation θ is integrated out, and a mirror line may be at any of the slots that are alike. Errors are
+    those of the positions, with `noise` besides, and that of the centre is common to all slots. D is the distortion of
+    the scan and of a uniform strain, one matrix for all atoms but for the drift.
+
+    Classes are C1, C2, … and D1, D2, …; `a` has a mirror line through a neighbour of the first shell, `b` between two.
+    Groups that the shells cannot tell apart are one class, such as C3/D3 on three like neighbours, where the twist that
+    C3 allows is the orientation. A second shell tells C3 from D3.
+
+    **Assumes** sites independent given the parameters, though neighbours share atoms: their errors agree, and the
+    error bars of `noise` and of the distortion come out too small by up to the root of the coordination number.
+    Errors are round, and alike in a shell.
+    **Fails** where the nearest atoms are not the shell, as next to a vacancy: such a site is odd in every group and
+    comes out as the lowest. Shear and strain of the whole crystal look the same, and only their priors tell them apart:
+    `unassigned` says how much of a distortion could be either's. Positions that are missing at random look like broken
+    symmetry.
+    **Identifiable**: classes once τ is a few times the noise, else they follow `weights`; where a class would be
+    another one under a wide τ and even weights, `prior_driven` says so. `size` and `scale` only together.
+
+    References: Kanatani, Geometric Computation for Machine Vision, Oxford (1993), on symmetry with noise, where a
+    higher symmetry is the special case; MacKay, Information Theory, Inference, and Learning Algorithms, Cambridge
+    (2003), chapter 28, on evidence as Occam's razor.
+    """
+    values = {
+        name: sample(name, prior[name])
+        for name in ("noise", "size", "scale", "stretch", "shear", "strain", "drift")
+    }
+    site = site_of(atoms, values, *(sample(n, prior[n]) for n in ("spread", "odd")))
+    weights = sample("weights", _dirichlet(prior.weights, len(groups_of(atoms))))
+    with atoms.plate("atom"):
+        group = sample("group", Categorical(weights))
+        observe(
+            "neighbour", SiteVectors(site, distortion_at(atoms, values), *variances(atoms), group)
+        )
+
+
+def _dirichlet(given: Any, classes: int) -> Any:
+    """The prior of the weights; one concentration holds for all classes."""
+    concentration = given.concentration
+    if concentration.shape[-1] == 1:
+        return Dirichlet(concentration.expand(classes))
+    if concentration.shape[-1] != classes:
+        raise ValueError(
+            f"weights has {concentration.shape[-1]} concentrations, and there are {classes} groups; give one for all"
+        )
+    return given
