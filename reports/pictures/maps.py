@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+__all__ = ["Place", "class_maps", "dot_size", "map_axes", "place_of"]
+
 SIZE = (WIDTH, 3.6)
 # More arrows than that cannot be told apart: they are averaged over tiles.
 MOST_ARROWS = 900
@@ -53,7 +55,7 @@ class Place:
 @result("structure")
 def structure(fit: Fitted, data: xr.Dataset) -> list[Picture]:
     """What a model of structure says of every unit."""
-    return [*_class_maps(fit, data), *_derived_maps(fit, data)][:MOST_MAPS]
+    return [*class_maps(fit, data), *_derived_maps(fit, data)][:MOST_MAPS]
 
 
 def _group(fit: Fitted, name: str) -> xr.Dataset:
@@ -70,6 +72,11 @@ def _place(group: xr.Dataset, fit: Fitted, data: xr.Dataset, dim: str) -> Place 
     return None
 
 
+def place_of(data: xr.Dataset) -> Place:
+    """Where atoms are."""
+    return Place(data["position"].values[:, :2].astype(float), *_behind(data))
+
+
 def _behind(data: xr.Dataset) -> tuple[np.ndarray | None, Extent | None]:
     """The image that the atoms were found in, if they carry it."""
     if "aux_image" not in data or "aux_image_extent" not in data:
@@ -82,7 +89,8 @@ def _behind(data: xr.Dataset) -> tuple[np.ndarray | None, Extent | None]:
     return image, (left, right, low, high)
 
 
-def _axes(figure: Figure, place: Place) -> Axes:
+def map_axes(figure: Figure, place: Place) -> Axes:
+    """Axes in nm over the image, if there is one, with y downwards as in it."""
     axes = figure.subplots()
     axes.set_aspect("equal")
     axes.set_xlabel("x (nm)")
@@ -97,12 +105,13 @@ def _axes(figure: Figure, place: Place) -> Axes:
     return axes
 
 
-def _dot(place: Place) -> float:
+def dot_size(place: Place) -> float:
     """Area of a dot in square points, so that dots of a dense map just touch."""
-    return float(np.clip(9000 / max(len(place.position), 1), 0.4, 40))
+    return float(np.clip(12_000 / max(len(place.position), 1), 0.4, 40))
 
 
-def _class_maps(fit: Fitted, data: xr.Dataset) -> Iterator[Picture]:
+def class_maps(fit: Fitted, data: xr.Dataset) -> Iterator[Picture]:
+    """Of every local discrete latent: the most probable class, what is left to know, and what moved it."""
     group = _group(fit, "classes")
     for name, share in group.data_vars.items():
         if share.ndim != 2 or not str(share.dims[1]).endswith("_class"):
@@ -140,7 +149,7 @@ def _most_probable(
     shown = [k for k in shown if (best == k).any()]
 
     def build(figure: Figure) -> None:
-        axes = _axes(figure, place)
+        axes = map_axes(figure, place)
         for order, k in enumerate(shown):
             here = best == k
             colours = np.array([to_rgba(MODELS[order % len(MODELS)])]).repeat(here.sum(), 0)
@@ -148,7 +157,7 @@ def _most_probable(
             axes.scatter(
                 place.position[here, 0],
                 place.position[here, 1],
-                s=_dot(place),
+                s=dot_size(place),
                 c=colours,
                 marker=MARKERS[(order + order // len(MODELS)) % len(MARKERS)],
                 lw=0,
@@ -268,15 +277,15 @@ def _map(
     diverging: bool = False,
 ) -> Picture:
     def build(figure: Figure) -> None:
-        axes = _axes(figure, place)
+        axes = map_axes(figure, place)
         known = np.isfinite(values)
         x, y = place.position.T
-        axes.scatter(x[~known], y[~known], s=_dot(place), color=GREY, alpha=0.3, lw=0)
+        axes.scatter(x[~known], y[~known], s=dot_size(place), color=GREY, alpha=0.3, lw=0)
         dots = axes.scatter(
             x[known],
             y[known],
             c=values[known],
-            s=_dot(place),
+            s=dot_size(place),
             lw=0,
             vmin=limits[0],
             vmax=limits[1],
@@ -332,7 +341,7 @@ def _arrows(place: Place, vectors: np.ndarray, label: str, units: str, model: st
     angle = np.degrees(np.arctan2(shown[:, 1], shown[:, 0])) % 360
 
     def build(figure: Figure) -> None:
-        axes = _axes(figure, Place(place.position, place.image, place.extent))
+        axes = map_axes(figure, place)
         arrows = axes.quiver(
             *position.T,
             *shown.T,
@@ -346,9 +355,6 @@ def _arrows(place: Place, vectors: np.ndarray, label: str, units: str, model: st
             width=0.004,
             edgecolor=INK,
             linewidth=0.2,
-        )
-        axes.quiverkey(
-            arrows, 0.82, 1.04, usual, axis_label(f"{usual:.2g}", "") + f" {units}", labelpos="E"
         )
         colour_bar(figure, axes, arrows, "direction (degrees)", ticks=[0, 90, 180, 270, 360])
 

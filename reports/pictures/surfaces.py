@@ -29,11 +29,13 @@ class Frame:
         across: name and unit of the horizontal axis.
         up: of the vertical axis.
         extent: edges in units of the coordinates, None to count pixels.
+        downwards: whether the vertical axis points down, as in every image.
     """
 
     across: tuple[str, str]
     up: tuple[str, str]
     extent: Extent | None
+    downwards: bool = False
 
 
 @picture("image")
@@ -61,7 +63,7 @@ def field(seen: Seen) -> list[Picture]:
 
 
 def _frame(seen: Seen) -> Frame:
-    return Frame(("x", seen.units("x")), ("y", seen.units("y")), _extent(seen.data))
+    return Frame(("x", seen.units("x")), ("y", seen.units("y")), _extent(seen.data), downwards=True)
 
 
 def _extent(data: xr.Dataset) -> Extent | None:
@@ -147,6 +149,8 @@ def _surface(
             extent=frame.extent,
             aspect="equal" if frame.extent else "auto",
         )
+        if frame.downwards:
+            axes.invert_yaxis()
         colour_bar(figure, axes, shown, label)
         axes.set_xlabel(axis_label(*frame.across))
         axes.set_ylabel(axis_label(*frame.up))

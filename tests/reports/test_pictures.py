@@ -97,14 +97,14 @@ def test_large_images_are_thinned():
     assert sum(len(picture.svg) for picture in found) < 500_000
 
 
-def test_atoms_are_shown_by_species_and_by_class_with_the_doubtful_ringed():
+def test_atoms_are_shown_by_species_and_by_class_with_how_sure_that_is():
     data = examples()["atoms"]
     probabilities = np.array([[0.99, 0.01], [0.6, 0.4], [0.0, 1.0], [0.05, 0.95], [0.5, 0.5]])
     classes = xr.Dataset({"kind": (("atom", "kind_class"), probabilities)})
     found = pictures_of(data, [fitted(data, classes=classes)])
     said = " ".join(picture.alt for picture in found)
     assert "2 Mo, 2 S, 1 V" in said
-    assert "2 of 5 with a probability below 0.9" in said
+    assert "2 below 0.9" in said
 
 
 def test_a_kind_without_a_picture_gets_histograms(monkeypatch):
