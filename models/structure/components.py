@@ -6,6 +6,7 @@ its directions, and noise.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from ..model import sample
 from ..priors import ModelError, Prior
 from .bayesian_pca import Learnt, LowRank, Scatter, learn, orthonormal
 
-__all__ = ["Components", "Scores", "components", "learnt_from", "story_draws"]
+__all__ = ["Components", "Measured", "Scores", "components", "learnt_from", "story_draws"]
 
 # Draws that scores are averaged over.
 SCORE_DRAWS = 48
@@ -76,6 +77,70 @@ class Components(TorchDistribution):  # type: ignore[misc]
         noise = torch.randn((*shape, self.frame.shape[-1]), dtype=torch.float64)
         seen: torch.Tensor = self.mean_of_all + (strength * self.amplitude) @ self.frame
         return seen + self.noise[..., None] * noise
+
+
+class Measured(Components):
+    """What an instrument shows of such vectors, with an error of known covariance for each kind of unit.
+
+    Args:
+        hidden: the vectors.
+        error: the covariances, (kind, feature, feature).
+        units: units of each kind, by index.
+    """
+
+    def __init__(
+        self,
+        hidden: Components,
+        error: torch.Tensor,
+        units: Sequence[torch.Tensor],
+        batch_shape: torch.Size | None = None,
+    ) -> None:
+        self.hidden, self.error, self.units = hidden, error, units
+        count = sum(len(u) for u in units)
+        shape = torch.Size((*hidden.batch_shape[:-1], count))
+        super().__init__(
+            hidden.mean_of_all,
+            hidden.frame,
+            hidden.amplitude,
+            hidden.noise,
+            shape if batch_shape is None else batch_shape,
+        )
+
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> Measured:
+        """The same for more."""
+        return Measured(self.hidden, self.error, self.units, torch.Size(batch_shape))
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """Each kind of unit has a covariance of its own."""
+        loading = self.frame.mT * self.amplitude[..., None, :]
+        features = value.shape[-1]
+        own = loading @ loading.mT
+        own = own + self.noise[..., None, None] ** 2 * torch.eye(features, dtype=value.dtype)
+        away = value - self.mean_of_all
+        parts = []
+        for kind, units in enumerate(self.units):
+            # The batch of the covariance ends with a dimension of the units.
+            factor = torch.linalg.cholesky(own + self.error[kind])
+            some = away[..., units, :]
+            flat = factor.squeeze(-3) if factor.dim() > 2 else factor
+            white = torch.linalg.solve_triangular(flat, some.mT, upper=False)
+            square = (white * white).sum(-2)
+            log_root = torch.log(torch.diagonal(factor, dim1=-2, dim2=-1)).sum(-1)
+            parts.append(-0.5 * square - log_root - features * HALF_LOG_2PI)
+        order = torch.argsort(torch.cat(list(self.units)))
+        return torch.cat(parts, -1)[..., order]
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> torch.Tensor:  # noqa: B008
+        """Vectors with errors."""
+        wide = self.hidden.expand(self.batch_shape)
+        seen = wide.sample(sample_shape)
+        for kind, units in enumerate(self.units):
+            # A measurement without error has a covariance without a root.
+            own, vectors = torch.linalg.eigh(self.error[kind])
+            root = vectors * own.clamp(min=0.0).sqrt()
+            random = torch.randn_like(seen[..., units, :])
+            seen[..., units, :] += random @ root.mT
+        return seen
 
 
 def components(features: int, prior: Prior) -> Components:

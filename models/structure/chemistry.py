@@ -1,0 +1,113 @@
+"""Do amplitudes go with chemistry? A regression on what an atom and its neighbours are, with evidence for each slope.
+
+Amplitudes of neighbouring atoms are alike, and so may be their chemistry. So the error of a slope is that of sums over
+square regions, which need not be independent within, and not that of as many independent atoms as there are.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from .phase_map import blocks
+
+__all__ = ["Slopes", "chemistry", "slopes"]
+
+# Regions along each side of the data, at most; and the least number of regions that give an error.
+ALONG, LEAST = 10, 9
+# Species beyond so many are not told apart.
+MOST_SPECIES = 4
+
+
+class Slopes(NamedTuple):
+    """Of each amplitude on each property in units of its standard deviation.
+
+    Attributes:
+        value: (amplitude, property), the posterior mean.
+        error: standard deviation.
+        probability: that the slope is not zero, one half beforehand.
+    """
+
+    value: np.ndarray
+    error: np.ndarray
+    probability: np.ndarray
+
+
+def chemistry(data: xr.Dataset) -> dict[str, np.ndarray]:
+    """Properties of every atom: its own, the mean of its neighbours, and the dipole of its neighbours.
+
+    Of species where there are any, each against the commonest; else of the intensity.
+    """
+    way = data["mean_shell"].values
+    way = way / np.linalg.norm(way, axis=1).mean()
+    sign = data["aux_sign"].values if "aux_sign" in data else np.ones(data.sizes["atom"])
+    found: dict[str, np.ndarray] = {}
+    for name, own, others in _properties(data):
+        found[f"own_{name}"] = own
+        found[f"mean_{name}"] = others.mean(1)
+        # Features of shells that were inverted are inverted, and so is the dipole.
+        for axis, letter in enumerate("xy"):
+            found[f"dipole_{name}_{letter}"] = sign**0 * (others @ way[:, axis]) / way.shape[0]
+    return {
+        name: value for name, value in found.items() if value.std() > 1e-9 * (1 + abs(value).max())
+    }
+
+
+def _properties(data: xr.Dataset) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    if "species" in data:
+        own, others = data["species"].values, data["neighbour_species"].values
+        names = list(np.atleast_1d(data.attrs.get("species_names", [])))
+        codes, count = np.unique(np.concatenate([own, others.ravel()]), return_counts=True)
+        kept = codes[np.argsort(-count)][1 : MOST_SPECIES + 1]
+        label = [str(names[c]) if c < len(names) else f"species_{c}" for c in kept]
+        return [
+            (text, (own == c).astype(float), (others == c).astype(float))
+            for text, c in zip(label, kept, strict=True)
+        ]
+    if "intensity" in data:
+        own, others = data["intensity"].values, data["neighbour_intensity"].values
+        return [("intensity", own.astype(float), others.astype(float))]
+    return []
+
+
+def slopes(amplitude: np.ndarray, properties: np.ndarray, position: np.ndarray) -> Slopes:
+    """Slopes of amplitudes (atom, amplitude) on properties (atom, property), all properties at once.
+
+    A slope is zero, or normal with the spread that one atom's data would leave it (a unit-information prior).
+    """
+    away = amplitude - amplitude.mean(0)
+    standard = (properties - properties.mean(0)) / properties.std(0)
+    # Properties that say the same share what they explain.
+    inverse = np.linalg.pinv(standard.T @ standard, rcond=1e-8)
+    fitted = inverse @ standard.T @ away
+    variance = _variance(standard, away - standard @ fitted, inverse, position)
+    width = away.var(0)
+    prior = np.maximum(width[:, None] * np.ones(len(inverse)), 1e-300)
+    square = fitted.T**2
+    log_odds = 0.5 * (
+        np.log(variance / (variance + prior)) + square / variance - square / (variance + prior)
+    )
+    shrink = prior / (prior + variance)
+    probability = 1 / (1 + np.exp(-np.clip(log_odds, -700, 700)))
+    return Slopes(fitted.T * shrink, np.sqrt(variance * shrink), probability)
+
+
+def _variance(
+    standard: np.ndarray, residual: np.ndarray, inverse: np.ndarray, position: np.ndarray
+) -> np.ndarray:
+    """Variance of each slope, (amplitude, property): the larger of that of regions and that of single atoms."""
+    count, freedom = len(standard), max(1, len(standard) - standard.shape[1] - 1)
+    alone = residual.var(0)[:, None] * count / freedom * np.diagonal(inverse)
+    region = blocks(position, float(np.ptp(position, axis=0).max()) / ALONG + 1e-9)
+    regions = int(region.max()) + 1
+    if regions < LEAST:
+        return np.asarray(alone)
+    found = np.empty_like(alone)
+    for j, off in enumerate(residual.T):
+        pull = np.zeros((regions, standard.shape[1]))
+        np.add.at(pull, region, standard * off[:, None])
+        sandwich = inverse @ (pull.T @ pull) @ inverse * regions / (regions - 1)
+        found[j] = np.diagonal(sandwich)
+    return np.maximum(found, alone)
