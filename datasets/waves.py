@@ -269,7 +269,7 @@ def _enlarged(frame: Frame, lattice: np.ndarray) -> np.ndarray | None:
     index = _within(lattice, frame.finest)[: SOME_WAVES[-1]]
     fit = _fit(frame, lattice, index)
     reach = float(np.linalg.norm(index @ lattice, axis=1).max())
-    rest, level = replace(frame, values=fit.rest), _median_level(frame, fit)
+    rest = replace(frame, values=fit.rest)
     best, chosen = SHOWS, None
     for times, ways in ((2, ((1, 0), (0, 1), (1, 1))), (3, ((1, 0), (0, 1), (1, 1), (1, -1)))):
         for way in ways:
@@ -280,6 +280,7 @@ def _enlarged(frame: Frame, lattice: np.ndarray) -> np.ndarray | None:
             of_old = inside @ finer @ np.linalg.inv(lattice)
             new = inside[np.abs(of_old - np.rint(of_old)).max(1) > 0.1][: SOME_WAVES[-1]]
             fresh = _fit(rest, finer, new)
+            level = _median_level(frame, fit, new @ finer)
             power = np.abs(fresh.value) ** 2 / (level * fresh.spread)
             shows = (power.sum() - len(new)) / np.sqrt(len(new))
             if shows > best:
@@ -287,10 +288,17 @@ def _enlarged(frame: Frame, lattice: np.ndarray) -> np.ndarray | None:
     return chosen
 
 
-def _median_level(frame: Frame, fit: _Fit) -> float:
-    """Power of what is left, per pixel, reflections of a superlattice left aside."""
-    power, free, _ = _left(frame, fit)
-    return float(np.median(power[free]) / np.log(2)) if free.any() else float(power.mean())
+def _median_level(frame: Frame, fit: _Fit, vectors: np.ndarray) -> np.ndarray:
+    """Power of what is left, per pixel, among waves about as long; the median passes over a superlattice."""
+    power, free, (kx, ky) = _left(frame, fit)
+    length = np.hypot(kx, ky)
+    reach = 0.5 * np.linalg.norm(reduced_basis(fit.lattice), axis=1).min()
+    found = np.full(len(vectors), power.mean())
+    for i, size in enumerate(np.linalg.norm(vectors, axis=1)):
+        ring = free & (np.abs(length - size) < reach)
+        if ring.any():
+            found[i] = np.median(power[ring]) / np.log(2)
+    return found
 
 
 def _with_vector(lattice: np.ndarray, vector: np.ndarray) -> np.ndarray:

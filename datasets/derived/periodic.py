@@ -40,10 +40,10 @@ add_kind(
             "coefficient": (("reflection", "part"),),
             "noise": (("reflection",),),
             "index": (("reflection", "hk"),),
-            "wave": (("reflection",),),
+            "wave_vector": (("reflection", "axis"),),
             "lattice": (("vector", "axis"),),
         },
-        {"shape_error": (), "origin": ("axis",), "wave_vector": ("reflection", "axis")},
+        {"shape_error": (), "origin": ("axis",)},
         least={"reflection": 3},
         unit=("reflection",),
         block=("reflection",),
@@ -64,7 +64,7 @@ def periodic(image: xr.Dataset, settings: Mapping[str, float]) -> xr.Dataset:
     Returns:
         Data of kind `periodic`, the longest waves first: real and imaginary part of each coefficient about the middle
         of the frame, the standard deviation of each part, the index on the reciprocal of the reduced `lattice`
-        (rows are a and b in nm), and `wave`, the square of the wave's number, one at the largest.
+        (rows are a and b in nm), and its wave vector in 1/nm.
     """
     frame = Frame.of(
         image["intensity"].values.astype(float),
@@ -79,7 +79,6 @@ def periodic(image: xr.Dataset, settings: Mapping[str, float]) -> xr.Dataset:
     sign = np.sign(first)
     value = np.where(sign > 0, waves.value, waves.value.conj())
     vectors = waves.vectors * sign[:, None]
-    square = (vectors**2).sum(1)
     noise = np.sqrt(waves.noise**2 + 0.5 * (settings["misfit"] * np.abs(value)) ** 2)
     unit = image["y"].attrs["units"]
     return dataset(
@@ -87,7 +86,6 @@ def periodic(image: xr.Dataset, settings: Mapping[str, float]) -> xr.Dataset:
         coefficient=np.stack([value.real, value.imag], 1),
         noise=noise,
         index=index * sign[:, None],
-        wave=square / square.max(),
         lattice=lattice,
         wave_vector=vectors,
         shape_error=_shape_error(waves, lattice),

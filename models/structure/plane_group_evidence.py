@@ -27,10 +27,11 @@ Analysis and Machine Intelligence 19 (1997).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,12 +41,24 @@ from torch.distributions import biject_to
 
 from ...datasets.plane_groups import SETTINGS, Setting
 
-__all__ = ["Envelope", "Measured", "Operations", "Priors", "Weighed", "log_density", "weigh"]
+__all__ = [
+    "Envelope",
+    "Fitted",
+    "Measured",
+    "Operations",
+    "Priors",
+    "Weighed",
+    "least_squares",
+    "log_density",
+    "spread",
+    "transfer",
+    "weigh",
+]
 
 # Points of the search for the origin along each axis; halves, thirds, quarters and sixths are among them.
 GRID = 96
 # Origins followed up for each setting, and steps of Newton's method, which near its end doubles the digits.
-STARTS, STEPS = 6, 12
+STARTS, STEPS = 4, 12
 # Nats by which a step must gain to be followed by another.
 CLOSE = 1e-9
 # Settings and modes so far below the best, in nats, are not refined: their share is below e^-40 however refined.
@@ -55,6 +68,8 @@ HOPELESS, FAINT = 80.0, 25.0
 PROPOSALS, FREEDOM = 1024, 6.0
 # Standard deviations that no proposal exceeds: for the origin about that of half a cell, for the envelope a wide prior.
 WIDEST_ORIGIN, WIDEST = 0.15, 5.0
+# A cell so much stronger than what is seen costs nothing to fit.
+LOUD = 1e6
 
 
 @dataclass(frozen=True)
@@ -65,7 +80,7 @@ class Measured:
         index: of each reflection on the reciprocal lattice, one of every pair h and -h, (reflection, 2).
         value: real and imaginary part, (reflection, 2).
         noise: standard deviation of each part.
-        wave: square of each wave's number, 1 at the largest.
+        wave: squares of each wave vector in units of the largest: kx² + ky², kx² − ky², 2 kx ky, (reflection, 3).
         counts: reflections that count.
     """
 
@@ -124,9 +139,9 @@ class Operations:
         self.rank = trace / self.listed.sum(1)
 
     def over_orbit(self, setting: Tensor, of_each: Tensor) -> Tensor:
-        """Mean over the operations of something real that every reflection has, 0 where it is not listed."""
-        padded = torch.cat([of_each, of_each, of_each.new_zeros(1)])
-        return (padded[self.partner[setting]] * self.share[setting][..., None]).sum(-2)
+        """Mean over the operations of something real, (..., reflection), that is 0 where a reflection is not listed."""
+        padded = torch.cat([of_each, of_each, torch.zeros_like(of_each[..., :1])], -1)
+        return (_gather(padded, self.partner[setting]) * self.share[setting][..., None]).sum(-2)
 
     def project(self, setting: Tensor, origin: Tensor, coefficients: Tensor) -> Tensor:
         """P c with a group's origin at a place of the cell, (..., reflection).
@@ -134,11 +149,12 @@ class Operations:
         Args:
             setting: which one, (...).
             origin: (..., 2).
-            coefficients: complex, (reflection).
+            coefficients: complex, (..., reflection).
         """
         turn = self.phase[setting] + (self.frequency[setting] * origin[..., None, None, :]).sum(-1)
-        padded = torch.cat([coefficients, coefficients.conj(), coefficients.new_zeros(1)])
-        copies = padded[self.partner[setting]] * torch.exp(-2j * torch.pi * turn)
+        nothing = torch.zeros_like(coefficients[..., :1])
+        padded = torch.cat([coefficients, coefficients.conj(), nothing], -1)
+        copies = _gather(padded, self.partner[setting]) * torch.exp(-2j * torch.pi * turn)
         return (copies * self.share[setting][..., None]).sum(-2)
 
     @cached_property
@@ -155,6 +171,16 @@ class Operations:
     def same(self) -> list[np.ndarray]:
         """Shifts of the origin that change nothing, in points of the grid, among those along which it is sought."""
         return [_same(s, moves) for s, moves in zip(self.settings, self.moves, strict=True)]
+
+
+def _gather(values: Tensor, partner: Tensor) -> Tensor:
+    """Entries of values (..., n) at places (..., operation, reflection)."""
+    if values.dim() == 1:
+        return values[partner]
+    shape = torch.broadcast_shapes(values.shape[:-1], partner.shape[:-2])
+    places = partner.expand(*shape, *partner.shape[-2:]).flatten(-2)
+    found = values.expand(*shape, values.shape[-1]).gather(-1, places)
+    return found.reshape(*shape, *partner.shape[-2:])
 
 
 def _moves(setting: Setting) -> tuple[bool, bool]:
@@ -188,21 +214,39 @@ def _same(setting: Setting, moves: np.ndarray) -> np.ndarray:
 
 
 class Envelope(NamedTuple):
-    """What is learnt besides the group: τ = scale · exp(−decay · wave), and the factor of the stated noise."""
+    """What is learnt besides the group, each (...).
+
+    Attributes:
+        scale: τ of the longest waves, τ = scale · exp(−decay · (kx² + ky²)).
+        decay: how τ falls off.
+        noise: factor of the stated noise.
+        blur: of the instrument along x against y, exp(−blur · (kx² − ky²) − blur_diagonal · 2 kx ky).
+        blur_diagonal: of the instrument along one diagonal against the other.
+    """
 
     scale: Tensor
     decay: Tensor
     noise: Tensor
+    blur: Tensor
+    blur_diagonal: Tensor
 
 
-def variance(
-    operations: Operations, setting: Tensor, measured: Measured, envelope: Envelope
-) -> Tensor:
-    """|G| τ² at the mean wave of each orbit, (..., reflection)."""
-    ones = torch.ones_like(measured.wave)
-    wave = operations.over_orbit(setting, measured.wave) / operations.over_orbit(setting, ones)
-    spread = envelope.scale[..., None] * torch.exp(-envelope.decay[..., None] * wave)
-    return operations.order[setting][..., None] * spread**2
+POINT = 2 + len(Envelope._fields)
+
+
+def spread(operations: Operations, setting: Tensor, wave: Tensor, envelope: Envelope) -> Tensor:
+    """√|G| τ at the mean wave of each orbit, (..., reflection)."""
+    square = wave[:, 0]
+    ones = torch.ones_like(square)
+    mean = operations.over_orbit(setting, square) / operations.over_orbit(setting, ones)
+    tau = envelope.scale[..., None] * torch.exp(-envelope.decay[..., None] * mean)
+    return operations.order[setting][..., None].sqrt() * tau
+
+
+def transfer(wave: Tensor, envelope: Envelope) -> Tensor:
+    """What a blur that differs between directions leaves of each coefficient, (..., reflection)."""
+    along = envelope.blur[..., None] * wave[:, 1] + envelope.blur_diagonal[..., None] * wave[:, 2]
+    return torch.exp(-along)
 
 
 def log_density(
@@ -221,34 +265,40 @@ def log_density(
         measured: the coefficients.
         envelope: each parameter (...).
     """
-    factor = envelope.noise[..., None] ** -2
-    weight = measured.counts / measured.noise**2
-    mean = operations.over_orbit(setting, weight) * factor
-    power = variance(operations, setting, measured, envelope)
-    gain = power / (1 + power * mean) * factor**2
-    x = measured.complex * weight
+    power = spread(operations, setting, measured.wave, envelope) ** 2
+    x, weight = _weighted(measured, envelope)
+    mean = operations.over_orbit(setting, weight)
+    gain = power / (1 + power * mean)
     explained = (x.conj() * operations.project(setting, origin, x)).real
     cost = operations.rank[setting] * torch.log1p(power * mean)
-    alone = weight * measured.value.square().sum(-1) * factor
-    norm = 2 * measured.counts * torch.log(2 * torch.pi * measured.noise**2 / factor)
-    return 0.5 * (gain * explained - cost - alone - norm).sum(-1)
+    sigma = envelope.noise[..., None] * measured.noise
+    alone = measured.value.square().sum(-1) / sigma**2 + 2 * torch.log(2 * torch.pi * sigma**2)
+    return 0.5 * (gain * explained - cost - measured.counts * alone).sum(-1)
+
+
+def _weighted(measured: Measured, envelope: Envelope) -> tuple[Tensor, Tensor]:
+    """Coefficients over their variance, and one over it, as the motif has them before the blur."""
+    passed = transfer(measured.wave, envelope)
+    weight = measured.counts * passed / (envelope.noise[..., None] * measured.noise) ** 2
+    return measured.complex * weight, weight * passed
 
 
 class Priors:
     """Priors of the envelope's parameters on the whole line; a parameter that is known stays what it is."""
 
-    def __init__(self, scale: object, decay: object, noise: object) -> None:
-        self.entries = (scale, decay, noise)
+    def __init__(self, entries: Sequence[Any]) -> None:
+        self.entries = tuple(entries)
         self.bend = [None if isinstance(e, float) else biject_to(e.support) for e in self.entries]
         self.free = torch.tensor([bend is not None for bend in self.bend])
 
     def envelope(self, z: Tensor) -> Envelope:
-        """Parameters of points (..., 3) of the line."""
-        known = [
-            torch.full_like(z[..., i], entry) if bend is None else bend(z[..., i])
-            for i, (entry, bend) in enumerate(zip(self.entries, self.bend, strict=True))
-        ]
-        return Envelope(*known)
+        """Parameters of points (..., parameter) of the line."""
+        return Envelope(
+            *(
+                torch.full_like(z[..., i], entry) if bend is None else bend(z[..., i])
+                for i, (entry, bend) in enumerate(zip(self.entries, self.bend, strict=True))
+            )
+        )
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of points of the line."""
@@ -262,7 +312,7 @@ class Priors:
 
     def middle(self) -> Tensor:
         """A point of the line to start from: the median of 255 draws of each."""
-        start = torch.zeros(3, dtype=torch.float64)
+        start = torch.zeros(len(self.entries), dtype=torch.float64)
         for i, (entry, bend) in enumerate(zip(self.entries, self.bend, strict=True)):
             if bend is not None:
                 start[i] = bend.inv(entry.sample((255,)).median())
@@ -295,7 +345,7 @@ class Problem(NamedTuple):
     priors: Priors
 
     def log_joint(self, setting: Tensor, point: Tensor) -> Tensor:
-        """Log of p(F, envelope | G, t) at points (..., 5)."""
+        """Log of p(F, envelope | G, t) at points (..., coordinate), the origin first."""
         z = point[..., 2:]
         of_data = log_density(
             self.operations, setting, point[..., :2], self.measured, self.priors.envelope(z)
@@ -337,7 +387,7 @@ def _starts(problem: Problem, start: Tensor) -> tuple[Tensor, Tensor]:
     for setting in range(len(problem.operations.settings)):
         origins = _highest(problem, setting, problem.priors.envelope(start[2:]))
         settings += [setting] * len(origins)
-        rest = start[2:].expand(len(origins), 3)
+        rest = start[2:].expand(len(origins), POINT - 2)
         points.append(torch.cat([torch.as_tensor(origins), rest], 1))
     return torch.tensor(settings), torch.cat(points)
 
@@ -368,12 +418,10 @@ def _origin_map(problem: Problem, setting: int, envelope: Envelope) -> np.ndarra
     """The log density over the origin, up to a constant, on a grid; one point along axes that do not matter."""
     operations, measured = problem.operations, problem.measured
     which = torch.tensor(setting)
-    factor = float(envelope.noise) ** -2
-    weight = measured.counts / measured.noise**2
-    mean = operations.over_orbit(which, weight) * factor
-    power = variance(operations, which, measured, envelope)
-    gain = (power / (1 + power * mean) * factor**2).numpy()
-    x = (measured.complex * weight).numpy()
+    power = spread(operations, which, measured.wave, envelope) ** 2
+    weighted, weight = _weighted(measured, envelope)
+    gain = (power / (1 + power * operations.over_orbit(which, weight))).numpy()
+    x = weighted.numpy()
     padded = np.concatenate([x, x.conj(), [0.0]])[operations.partner[setting].numpy()]
     turn = np.exp(-2j * np.pi * operations.phase[setting].numpy())
     terms = 0.5 * gain * x.conj() * padded * turn * operations.share[setting].numpy()[:, None]
@@ -392,11 +440,10 @@ def _climb(
     problem: Problem, setting: Tensor, point: Tensor, moving: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Newton's method along the coordinates that move: the points reached, their log joints and Hessians."""
-
     value = problem.log_joint(setting, point)
     shrink = 0.5 ** torch.arange(0, 10, 2, dtype=torch.float64)
     # Half a point of the grid, and a factor of e: farther the parabola is not believed.
-    most = torch.tensor([0.5 / GRID] * 2 + [1.0] * 3, dtype=torch.float64)
+    most = torch.tensor([0.5 / GRID] * 2 + [1.0] * (POINT - 2), dtype=torch.float64)
     for _ in range(STEPS):
         gradient, hessian = _derivatives(problem, setting, point)
         gradient = torch.where(moving, gradient, 0.0)
@@ -418,7 +465,7 @@ def _climb(
 
 
 def _derivatives(problem: Problem, setting: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient (mode, 5) and Hessian (mode, 5, 5) of the log joint; modes know nothing of each other."""
+    """Gradient and Hessian of the log joint at each point; points know nothing of each other."""
     with torch.enable_grad():
         at = point.detach().requires_grad_()
         total = problem.log_joint(setting, at).sum()
@@ -455,18 +502,17 @@ def _modes(problem: Problem, log_prior: Tensor) -> _Modes:
     start, _, _ = _climb(problem, torch.zeros(1, dtype=torch.long), middle[None], envelope[None])
     setting, point = _starts(problem, start[0])
     moves = torch.as_tensor(problem.operations.moves)[setting]
-    origin_only = torch.cat([moves, torch.zeros(len(moves), 3, dtype=torch.bool)], 1)
+    still = torch.zeros(len(moves), POINT - 2, dtype=torch.bool)
+    origin_only = torch.cat([moves, still], 1)
     found = _Modes(setting, *_climb(problem, setting, point, origin_only))
     best = torch.full((len(log_prior),), -torch.inf, dtype=torch.float64)
     best = best.scatter_reduce(0, setting, found.value, "amax")
     hopeful = (best + log_prior >= (best + log_prior).max() - HOPELESS)[setting]
-    good = found.take(hopeful & (found.value >= best[setting] - FAINT))
-    every = torch.cat([moves, problem.priors.free.expand(len(moves), 3)], 1)
-    at = _climb(
-        problem, good.setting, good.point, every[hopeful & (found.value >= best[setting] - FAINT)]
-    )
-    good, rest = _Modes(good.setting, *at), found.take(~hopeful)
-    return _apart(problem, _Modes(*(torch.cat(p) for p in zip(good, rest, strict=True))))
+    worth = hopeful & (found.value >= best[setting] - FAINT)
+    every = torch.cat([moves, problem.priors.free.expand(len(moves), -1)], 1)[worth]
+    good = _Modes(setting[worth], *_climb(problem, setting[worth], found.point[worth], every))
+    pairs = zip(good, found.take(~hopeful), strict=True)
+    return _apart(problem, _Modes(*(torch.cat(pair) for pair in pairs)))
 
 
 def _apart(problem: Problem, modes: _Modes) -> _Modes:
@@ -491,7 +537,7 @@ class _Proposal:
         self.free = torch.cat([self.moves, problem.priors.free])
         self.point, self.known = modes.point[:, self.free], modes.point[0]
         self.repeats = problem.operations.same[self.setting] / GRID
-        narrow = torch.tensor([WIDEST_ORIGIN**-2] * 2 + [0.0] * 3, dtype=torch.float64)
+        narrow = torch.tensor([WIDEST_ORIGIN**-2] * 2 + [0.0] * (POINT - 2), dtype=torch.float64)
         precision = (torch.diag(narrow) - modes.hessian)[:, self.free][:, :, self.free]
         level, axes = torch.linalg.eigh(precision)
         level = level.clamp(min=WIDEST**-2)
@@ -506,9 +552,9 @@ class _Proposal:
         self.rough = modes.value + normal + np.log(len(self.repeats))
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
-        """Points (count, 5), and the logs of their weights, whose mean is the evidence."""
+        """Points, and the logs of their weights, whose mean is the evidence."""
         if not self.free.any():
-            point = self.known.expand(count, 5)
+            point = self.known.expand(count, -1)
             return point, self.problem.log_joint(torch.tensor(self.setting).expand(count), point)
         chosen = torch.multinomial(torch.softmax(self.rough, 0), count, replacement=True)
         moved = self.student.sample((count,))[torch.arange(count), chosen]
@@ -560,7 +606,7 @@ def _chosen(
     names = torch.tensor(list(pools))
     share = torch.softmax(torch.as_tensor(worth)[names], 0)
     setting = names[torch.multinomial(share, draws, replacement=True)]
-    point = torch.empty(draws, 5, dtype=torch.float64)
+    point = torch.empty(draws, POINT, dtype=torch.float64)
     for i, (points, weights) in pools.items():
         here = setting == i
         if here.any():
@@ -580,3 +626,43 @@ def _spread_out(operations: Operations, setting: Tensor, origin: Tensor) -> Tens
         along = torch.rand(int(here.sum()), 2, dtype=torch.float64) @ lines
         found[here] = origin[here] + again + along
     return found - found.floor()
+
+
+class Fitted(NamedTuple):
+    """What least squares leave of the coefficients, without any prior of the motif.
+
+    Attributes:
+        misfit: sum of the squares of what the group cannot explain, over the variance, at the best origin, (setting).
+        free: parameters of the motif and of its origin, (setting).
+    """
+
+    misfit: np.ndarray
+    free: np.ndarray
+
+
+def least_squares(operations: Operations, measured: Measured, envelope: Envelope) -> Fitted:
+    """The residual of each setting, with the noise and the blur of an envelope.
+
+    The geometric criterion of Akaike is misfit + 2 free.
+    """
+    flat = envelope._replace(
+        scale=LOUD * measured.value.abs().max(), decay=torch.zeros_like(envelope.decay)
+    )
+    problem = Problem(operations, measured, Priors([float(value) for value in flat]))
+    start = torch.zeros(POINT, dtype=torch.float64)
+    with torch.no_grad():
+        setting, point = _starts(problem, start)
+        moves = torch.as_tensor(operations.moves)[setting]
+        still = torch.zeros(len(moves), POINT - 2, dtype=torch.bool)
+        point, _, _ = _climb(problem, setting, point, torch.cat([moves, still], 1))
+        x, weight = _weighted(measured, flat)
+        explained = (x.conj() * operations.project(setting, point[:, :2], x)).real
+        mean = operations.over_orbit(setting, weight)
+        explained = torch.where(mean > 0, explained / mean, 0.0).sum(-1)
+        best = torch.zeros(len(operations.settings), dtype=torch.float64)
+        best = best.scatter_reduce(0, setting, explained, "amax", include_self=False)
+        sigma = envelope.noise * measured.noise
+        total = (measured.counts[:, None] * (measured.value / sigma[:, None]) ** 2).sum()
+        seen = operations.over_orbit(torch.arange(len(best)), measured.counts) > 0
+        free = (operations.rank * seen).sum(1).numpy() + operations.moves.sum(1)
+    return Fitted((total - best).clamp(min=0.0).numpy(), free)
