@@ -45,7 +45,6 @@ __all__ = [
     "log_classes",
     "log_i0e",
     "log_strange",
-    "log_terms",
     "overlay",
     "parameters",
 ]
@@ -61,25 +60,31 @@ SEEN, STREWN = 0.98, 0.02
 COARSE = 0.1
 # A neighbour is given to a point nearer than this share of the nearest distance, if to any.
 NEAR = 0.45
-# Candidates kept for every atom, and how far below the best they may be, in natural logarithms.
-CANDIDATES, TERMS = 8, 6
+# Candidates and terms kept for every atom, more terms where templates have few points; and how far they may be below
+# the best, in natural logarithms.
+CANDIDATES, TERMS, TERMS_OF_FEW = 12, 6, 10
 FAR, NEGLIGIBLE = 20.0, 14.0
 # Nearest neighbours that a template's nearest points are laid on, how different in length these may be, and angles
 # (radians) between which a template is not laid twice.
 TRIED, ALIKE, DISTINCT = 6, 0.35, 0.25
+# Points that are laid on neighbours, and angles that are kept: a template of few points with some unseen may lie in
+# many ways. Up to how many points that is.
+ANCHORS, ANCHORS_OF_FEW, FEW = 2, 4, 6
 # Cells of a map along each axis.
 CELLS = 160
-# A scale or distortion farther from one is not believed when candidates are looked for.
-MOST_DISTORTED = 0.25
+# A scale or distortion farther from one is not believed when candidates are looked for, nor that of few patterns.
+MOST_DISTORTED, ENOUGH = 0.25, 30
 CHUNK = 1024
 # Of what counts as nothing: a number that single precision holds too, which compiled constants may have.
 TINY, NOTHING, FAR_AWAY = 1e-30, -1e5, 1e6
-# What is known of a term, in this order.
+# What is known of a term, in this order: sums of squares and products, what does not change, points that were seen,
+# and the same of brightness.
 FIGURES = (
-    "yy_xx", "yy_xy", "yy_yy", "yt_xx", "yt_xy", "yt_yx", "yt_yy", "tt", "constant", "sure", "inner", "outer",
+    "yy_xx", "yy_xy", "yy_yy", "yt_xx", "yt_xy", "yt_yx", "yt_yy", "tt",
+    "constant", "sure", "inner", "outer", "tolerance",
     "marks", "bb", "b_beta", "beta_beta", "b_mean", "beta_mean",
 )  # fmt: skip
-CONSTANT = FIGURES.index("constant")
+SQUARES, CONSTANT, SEEN_IN, TOLERANCE, MARKS = slice(0, 8), 8, slice(9, 12), 12, 13
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,22 +241,19 @@ def first_guess(data: xr.Dataset, layout: Layout) -> np.ndarray:
     unit = float(data["radius"]) / layout.radius
     ways = data["neighbour"].values[..., :2]
     there = (ways != 0).any(-1)
-    distance = np.where(there, np.linalg.norm(ways, axis=-1), np.nan)
-    shell = distance[:, : min(len(layout.first), distance.shape[1])]
+    distance = np.linalg.norm(ways, axis=-1)
+    shell = distance[there.sum(1) >= len(layout.first), : len(layout.first)]
     scale = unit
-    if np.isfinite(shell[:, 0]).any():
-        whole = np.isfinite(shell).all(1)
-        rows = shell[whole] if whole.any() else shell[np.isfinite(shell[:, 0])]
-        found = float(np.median(np.nanmean(rows, axis=1)) / layout.first.mean())
-        if abs(math.log(found / unit)) < MOST_DISTORTED:
-            scale = found
+    if len(shell) >= ENOUGH:
+        found = float(np.median(shell.mean(1)) / layout.first.mean())
+        scale = found if abs(math.log(found / unit)) < MOST_DISTORTED else unit
     square = np.einsum("nsi,nsj->ij", ways, ways)
     upper = np.eye(2)
-    if there.sum() > 20 and np.linalg.det(square) > 0:
+    if len(shell) >= ENOUGH and np.linalg.det(square) > 0:
         square /= math.sqrt(np.linalg.det(square))
         c = math.sqrt(square[1, 1])
         b = square[0, 1] / c
-        upper = np.array([[math.sqrt(max(square[0, 0] - b**2, 1e-9)), b], [0.0, c]])
+        upper = np.array([[math.sqrt(max(square[0, 0] - b**2, 0.0)), b], [0.0, c]])
     if np.abs(upper - np.eye(2)).max() > MOST_DISTORTED:
         upper = np.eye(2)
     return scale * upper
@@ -316,7 +318,7 @@ def _candidates(
         place[:, ~there] = CELLS * CELLS
         scores, angles, which = [], [], []
         for template, rows in enumerate(maps.rows):
-            s, a = _two_best(maps, rows, place, np.angle(tried), np.where(there[:TRIED], length, 0))
+            s, a = _few_best(maps, rows, place, np.angle(tried), np.where(there[:TRIED], length, 0))
             scores.append(s)
             angles.append(a)
             which += [template] * len(s)
@@ -366,7 +368,7 @@ class _Maps:
             inner = inner if inner.any() else np.isfinite(layout.distance[template])
             points = layout.points[template, inner] @ [1, 1j]
             rows.append([])
-            for anchor in points[: 1 if fold > 1 else 2]:
+            for anchor in points[: _ways(len(points), int(fold))]:
                 turned = points * np.conj(anchor) / abs(anchor)
                 square = np.full(len(grid), np.inf)
                 for point in turned:
@@ -388,10 +390,17 @@ class _Maps:
         )
 
 
-def _two_best(
+def _ways(points: int, fold: int) -> int:
+    """How many points are laid on neighbours: one where rotations make them alike."""
+    if points <= FEW:
+        return max(1, ANCHORS_OF_FEW // fold)
+    return 1 if fold > 1 else ANCHORS
+
+
+def _few_best(
     maps: _Maps, rows: list[int], place: np.ndarray, angle: np.ndarray, length: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The two best angles of a template on each pattern and what they are worth, (2, atom)."""
+    """The best angles of a template on each pattern and what they are worth, (angle, atom)."""
     scores = []
     for row in rows:
         score = maps.worth[row][place].sum(1) + np.float32(maps.nothing[row])
@@ -400,14 +409,16 @@ def _two_best(
         scores.append(score)
     score = np.concatenate(scores)
     angles = np.concatenate([angle - maps.angle[row] for row in rows])
-    first = score.argmax(0)[None]
-    top, best = (np.take_along_axis(q, first, 0) for q in (score, angles))
     fold = maps.fold[rows[0]]
-    turns = (angles - best) * (fold / np.float32(2 * math.pi))
-    score[np.abs(turns - np.rint(turns)) < DISTINCT * fold / (2 * math.pi)] = -np.inf
-    second = score.argmax(0)[None]
-    further, other = (np.take_along_axis(q, second, 0) for q in (score, angles))
-    return np.concatenate([top, further]), np.concatenate([best, other])
+    tops, bests = [], []
+    for _ in range(max(ANCHORS, len(rows))):
+        first = score.argmax(0)[None]
+        top, best = (np.take_along_axis(q, first, 0) for q in (score, angles))
+        tops.append(top)
+        bests.append(best)
+        turns = (angles - best) * (fold / np.float32(2 * math.pi))
+        score[np.abs(turns - np.rint(turns)) < DISTINCT * fold / (2 * math.pi)] = -np.inf
+    return np.concatenate(tops), np.concatenate(bests)
 
 
 def _best(
@@ -472,9 +483,11 @@ def _figures(
     found[:, 3], found[:, 6] = (back.real + forth.real) / 2, (back.real - forth.real) / 2
     found[:, 4], found[:, 5] = (forth.imag - back.imag) / 2, (forth.imag + back.imag) / 2
     found[:, 7] = (t.real**2 + t.imag**2).sum(1) - share * np.abs(sum_t) ** 2
+    zones = [(zone[template[:, None], given] & matched).sum(1) for zone in layout.zones]
+    found[:, SEEN_IN] = np.stack(zones, 1)
+    found[:, TOLERANCE] = layout.tolerance[template] ** 2
     found[:, CONSTANT] = layout.share[template] + np.log(layout.symmetry[template])
-    for zone, column in zip(layout.zones, (9, 10, 11), strict=True):
-        found[:, column] = (zone[template[:, None], given] & matched).sum(1)
+    found[:, CONSTANT] -= np.log(count + 1) + count * math.log(2 * math.pi)
     return found
 
 
@@ -507,8 +520,11 @@ class _Candidates:
 
 
 def _noise(guess: np.ndarray, found: _Candidates, score: np.ndarray, layout: Layout) -> float:
-    """Variance of an atom's place, in units of the templates, from what the best candidate of most atoms leaves."""
-    floor = (0.003 * layout.distance.min()) ** 2
+    """Variance of an atom's place, in units of the templates, from what the best candidate of most atoms leaves.
+
+    It is only to say what is negligible: not too little, then, and more where few atoms tell it.
+    """
+    floor = (0.03 * layout.distance.min()) ** 2
     if not len(found.atom):
         return float(floor)
     order = np.lexsort((-score, found.atom))
@@ -522,7 +538,8 @@ def _noise(guess: np.ndarray, found: _Candidates, score: np.ndarray, layout: Lay
     enough = freedom > 1
     if not enough.any():
         return float(floor)
-    return float(max(np.median(rest[enough] / freedom[enough]), floor))
+    doubtful = 1 + 8 / int(enough.sum())
+    return float(max(doubtful * np.median(rest[enough] / freedom[enough]), floor))
 
 
 def _gated(
@@ -571,9 +588,10 @@ def _mark(seen: _Patterns, layout: Layout, found: _Candidates) -> None:
     odd = (matched & ~typical).sum(1)
     strange = np.where(there & ~typical, _log_strange(b), 0).sum(1)
     f = found.figures
-    f[:, 12], f[:, 16], f[:, 17] = count, b_mean, beta_mean
-    f[:, 13], f[:, 14], f[:, 15] = (db**2).sum(1), (db * dbeta).sum(1), (dbeta**2).sum(1)
+    columns = count, (db**2).sum(1), (db * dbeta).sum(1), (dbeta**2).sum(1), b_mean, beta_mean
+    f[:, MARKS:] = np.stack(columns, 1)
     f[:, CONSTANT] += strange + count * math.log(1 - ODD) + odd * math.log(ODD)
+    f[:, CONSTANT] -= 0.5 * np.log(np.maximum(count, 1)) + 0.5 * count * math.log(2 * math.pi)
 
 
 def _log_strange(marks: Any) -> Any:
@@ -594,12 +612,13 @@ def _kept(
         top = np.full(len(seen.way), -np.inf)
         np.maximum.at(top, atom, value)
         height = np.maximum(height, value - top[atom])
-    kept = (height > -NEGLIGIBLE) & ~_repeated(found)
+    kept = (height > -NEGLIGIBLE) & ~_repeated(layout, found)
     chosen = np.flatnonzero(kept)
     chosen = chosen[np.lexsort((-height[chosen], atom[chosen]))]
     place = np.arange(len(chosen)) - np.searchsorted(atom[chosen], atom[chosen])
-    chosen, place = chosen[place < TERMS], place[place < TERMS]
-    shape = (len(seen.way), TERMS)
+    most = TERMS_OF_FEW if layout.points.shape[1] <= FEW else TERMS
+    chosen, place = chosen[place < most], place[place < most]
+    shape = (len(seen.way), most)
     table = np.zeros((*shape, len(FIGURES)))
     # Where there is no term there is one that is worth nothing, with figures that do no harm.
     table[..., CONSTANT], table[..., 7], table[..., 9] = NOTHING, 1.0, 1.0
@@ -613,13 +632,13 @@ def _kept(
     return Overlay(which, table, seen.there.sum(1), turned)
 
 
-def _repeated(found: _Candidates) -> np.ndarray:
+def _repeated(layout: Layout, found: _Candidates) -> np.ndarray:
     """Terms that were there before: an assignment and its image under a rotation of the template."""
-    figures = found.figures
-    scale = np.abs(figures).max(0, initial=0.0) + TINY
-    telling = [0, 1, 2, 7, 9, 10, 11]
-    rounded = np.rint(figures[:, telling] / scale[telling] * 1e7).astype(np.int64)
-    keys = np.column_stack([found.atom, found.template, rounded])
+    telling = found.figures[:, [0, 1, 2, 7, *range(SEEN_IN.start, SEEN_IN.stop)]]
+    rounded = np.rint(telling / (np.abs(telling).max(0, initial=0.0) + TINY) * 1e7)
+    turned = np.exp(1j * layout.symmetry[found.template] * found.angle)
+    turned = np.rint(1e5 * np.stack([turned.real, turned.imag], 1))
+    keys = np.column_stack([found.atom, found.template, rounded, turned]).astype(np.int64)
     mixed = np.zeros(len(keys), np.uint64)
     for column in keys.T:
         mixed = (mixed ^ column.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
@@ -644,11 +663,12 @@ def _height(
     }
     given = {k: torch.as_tensor(v, dtype=torch.float64) for k, v in told.items()}
     made = parameters(layout, given, torch.zeros(()), layout.radius * math.sqrt(square))
+    figures = torch.as_tensor(found.figures)
     count = torch.as_tensor(seen.there.sum(1)[found.atom], dtype=torch.float64)
     heights = log_terms(
         made,
-        torch.as_tensor(found.figures),
-        torch.as_tensor(found.template),
+        figures,
+        which_seen(made, figures, torch.as_tensor(found.template)),
         torch.zeros(len(count), dtype=count.dtype),
         count,
     )
@@ -732,47 +752,58 @@ def parameters(
 
 
 def log_terms(
-    told: Parameters, figures: Tensor, template: Tensor, variance: Tensor, count: Tensor
+    told: Parameters, figures: Tensor, seen: Tensor, variance: Tensor, count: Tensor
 ) -> Tensor:
     """Log of the terms of the sum over assignments.
 
     Args:
         told: the parameters.
         figures: of every term, (..., figure).
-        template: of every term.
+        seen: log of what it is worth which of the template's points are seen and which are not.
         variance: measurement variance of a coordinate, nm².
         count: neighbours.
     """
-    f = dict(zip(FIGURES, figures.unbind(-1), strict=True))
     (a, b), (c, d) = told.inverse
-    v = (told.noise + variance) / told.det + told.tolerance[template]
-    matched = f["sure"] + f["inner"] + f["outer"]
-    square = (
-        (a**2 + c**2) * f["yy_xx"] + 2 * (a * b + c * d) * f["yy_xy"] + (b**2 + d**2) * f["yy_yy"]
-    )
-    real = a * f["yt_xx"] + b * f["yt_yx"] + c * f["yt_xy"] + d * f["yt_yy"]
-    imaginary = c * f["yt_xx"] + d * f["yt_yx"] - a * f["yt_xy"] - b * f["yt_yy"]
+    zero, one = torch.zeros_like(a), torch.ones_like(a)
+    # Sum of squares, and real and imaginary part of z, from the sums of products.
+    rows = [
+        [a**2 + c**2, zero, zero],
+        [2 * (a * b + c * d), zero, zero],
+        [b**2 + d**2, zero, zero],
+        [zero, a, c],
+        [zero, c, -a],
+        [zero, b, d],
+        [zero, d, -b],
+        [one, zero, zero],
+    ]
+    products = figures[..., SQUARES] @ torch.stack([torch.stack(row) for row in rows])
+    square, real, imaginary = products.unbind(-1)
     z = torch.sqrt(real**2 + imaginary**2 + TINY)
-    gain = told.gain[:, template]
-    seen = f["sure"] * gain[0] + f["inner"] * gain[1] + f["outer"] * gain[2]
-    place = -matched * torch.log(2 * math.pi * told.det * v) - torch.log(matched + 1)
-    rest = -(square + f["tt"] - 2 * z) / (2 * v) + log_i0e(z / v)
-    clutter = (count - matched) * told.clutter - told.strewn
-    return (
-        f["constant"] + told.empty[template] + seen + place + rest + clutter + _log_marks(told, f)
-    )
+    v = (told.noise + variance) / told.det + figures[..., TOLERANCE]
+    matched = figures[..., SEEN_IN].sum(-1)
+    rest = (z - 0.5 * square) / v + log_i0e(z / v) - matched * torch.log(v)
+    clutter = (count - matched) * told.clutter - told.strewn - matched * torch.log(told.det)
+    total = figures[..., CONSTANT] + seen + rest + clutter
+    if figures.shape[-1] > MARKS:
+        total = total + _log_marks(told, figures[..., MARKS:])
+    return total
 
 
-def _log_marks(told: Parameters, f: Mapping[str, Tensor]) -> Tensor:
-    """Log density of the typical neighbours' brightness."""
-    m, s = f["marks"], told.spread
-    some = (m > 0).to(m.dtype)
-    off = f["b_mean"] - told.contrast * f["beta_mean"]
+def _log_marks(told: Parameters, figures: Tensor) -> Tensor:
+    """Log density of the typical neighbours' brightness, but for what does not change."""
+    m, bb, b_beta, beta_beta, b_mean, beta_mean = figures.unbind(-1)
+    s, k = told.spread, told.contrast
     common = MIDDLE**2 + s**2 / m.clamp(min=1)
-    within = f["bb"] - 2 * told.contrast * f["b_beta"] + told.contrast**2 * f["beta_beta"]
-    normal = -0.5 * within / s**2 - (m - 1) * torch.log(s) - 0.5 * torch.log(m.clamp(min=1))
-    normal = normal - 0.5 * off**2 / common - 0.5 * torch.log(common)
-    return some * (normal - 0.5 * m * math.log(2 * math.pi))
+    within = bb - 2 * k * b_beta + k**2 * beta_beta
+    normal = -0.5 * within / s**2 - (m - 1) * torch.log(s)
+    normal = normal - 0.5 * (b_mean - k * beta_mean) ** 2 / common - 0.5 * torch.log(common)
+    return (m > 0).to(m.dtype) * normal
+
+
+def which_seen(told: Parameters, figures: Tensor, template: Tensor) -> Tensor:
+    """Log of what it is worth which points of a template are seen and which are not."""
+    gained = told.gain[:, template].movedim(0, -1) * figures[..., SEEN_IN]
+    return told.empty[template] + gained.sum(-1)
 
 
 def log_strange(marks: np.ndarray, there: np.ndarray) -> np.ndarray:
@@ -784,16 +815,46 @@ class Table(NamedTuple):
     """An overlay as tensors, with what else is known of every atom.
 
     Attributes:
-        template: of every term, (atom, term).
-        figures: (atom, term, figure).
+        figures: of every term, (atom, term, figure).
+        seen: template of every term as zeros and a one, and this times the points seen in the inner and in the outer
+            zone, (atom, term, 3 × template).
+        motif: class of every term as zeros and a one, (atom, term, class).
         known: (atom, 3): number of neighbours, log density of their brightness if all are strange, and variance.
         angle: orientation of the template of every term, (atom, term), in radians.
     """
 
-    template: Tensor
     figures: Tensor
+    seen: Tensor
+    motif: Tensor
     known: Tensor
     angle: Tensor
+
+    @classmethod
+    def of(cls, layout: Layout, laid: Overlay, strange: np.ndarray, variance: np.ndarray) -> Table:
+        """From an overlay, and what brightness and measurement say of every atom."""
+        template = np.eye(len(layout.motif))[laid.template]
+        inner, outer = laid.figures[..., SEEN_IN][..., 1:2], laid.figures[..., SEEN_IN][..., 2:3]
+        arrays = (
+            laid.figures,
+            np.concatenate([template, inner * template, outer * template], -1),
+            np.eye(layout.classes)[layout.motif[laid.template]],
+            np.stack([laid.count, strange, variance], 1),
+            laid.angle,
+        )
+        return cls(*(torch.as_tensor(array) for array in arrays))
+
+    @property
+    def template(self) -> Tensor:
+        """Template of every term."""
+        return self.seen[..., : self.seen.shape[-1] // 3].argmax(-1)
+
+    def terms(self, told: Parameters) -> Tensor:
+        """Log of every term, (atom, term)."""
+        count, _, variance = self.known[:, None].unbind(-1)
+        seen = self.seen @ torch.cat([told.empty, told.gain[1], told.gain[2]])
+        # Well inside the disc it is worth the same for every template.
+        seen = seen + self.figures[..., SEEN_IN.start] * told.gain[0, 0]
+        return log_terms(told, self.figures, seen, variance, count)
 
 
 def log_classes(
@@ -808,21 +869,16 @@ def log_classes(
         density: of the neighbours of what no template explains, per nm².
         disc: area in which neighbours are seen, nm².
     """
-    count, strange, variance = table.known.unbind(-1)
-    terms = log_terms(told, table.figures, table.template, variance[:, None], count[:, None])
+    count, strange, _ = table.known.unbind(-1)
+    terms = table.terms(told)
     templates = as_tensors(layout, terms.device)
-    motif = templates.motif
-    classes = motif[table.template]
-    top = terms.detach().amax(1, keepdim=True)
-    share = torch.exp(terms - top)
-    which = torch.arange(layout.classes, device=terms.device)
-    matched = torch.where(
-        classes == which[:, None, None], share, torch.zeros((), dtype=share.dtype)
-    ).sum(-1)
-    matched = torch.log(matched + TINY) + top[:, 0]
     # Nothing of the template seen, all clutter.
-    own = motif == which[:, None]
-    nothing = torch.logsumexp(torch.where(own, told.empty + templates.share, -torch.inf), 1)
-    nothing = nothing[:, None] + count * told.clutter - told.strewn + strange
+    own = templates.motif == torch.arange(layout.classes, device=terms.device)[:, None]
+    empty = torch.logsumexp(torch.where(own, told.empty + templates.share, -torch.inf), 1)
+    clutter = count * told.clutter - told.strewn + strange
+    top = torch.maximum(terms.detach().amax(1), (clutter + empty.max()).detach())
+    matched = (torch.exp(terms - top[:, None])[:, None] @ table.motif)[:, 0]
+    nothing = torch.exp(clutter - top)[:, None] * torch.exp(empty)
+    told_by = torch.log(matched + nothing + TINY) + top[:, None]
     other = count * torch.log(density) - density * disc + strange
-    return torch.cat([torch.logaddexp(matched, nothing), other[None]])
+    return torch.cat([told_by.T, other[None]])

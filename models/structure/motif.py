@@ -16,13 +16,14 @@ from pyro.distributions import Beta, Categorical, Dirichlet, LogNormal, TorchDis
 from torch import Tensor
 from torch.distributions import constraints
 
-from ...datasets.derived.patterns import REACH, patterns
+from ...datasets.derived.patterns import REACH, filled, patterns
 from ...datasets.scenes import simulate
 from ..model import Model, View, model, observe, sample
 from ..priors import ModelError, Prior, PriorSet, prior_set
 from .matching import (
     MIDDLE,
     ODD,
+    SEEN_IN,
     STRANGE,
     Layout,
     Parameters,
@@ -30,7 +31,6 @@ from .matching import (
     as_tensors,
     log_classes,
     log_strange,
-    log_terms,
     overlay,
     parameters,
 )
@@ -181,12 +181,10 @@ def _table(view: View, layout: Layout) -> Table:
 def _found(data: xr.Dataset, layout: Layout) -> Table:
     laid = overlay(data, layout)
     marks = data["neighbour"].values[..., 2:]
-    there = data["neighbour"].values[..., :2].any(-1)
+    there = filled(data)
     strange = log_strange(marks[..., 0], there) if marks.size else np.zeros(len(there))
     variance = data["neighbour_variance"].values.sum(1) + data["centre_variance"].values
-    known = np.stack([laid.count, strange, variance / (laid.count + 1)], 1)
-    arrays = laid.template, laid.figures, known, laid.angle
-    return Table(*(torch.as_tensor(array) for array in arrays))
+    return Table.of(layout, laid, strange, variance / (laid.count + 1))
 
 
 def _told(
@@ -378,15 +376,10 @@ def _derived_some(
         weights = torch.log(values["weights"][draw])
         every = log_classes(layout, table, told, view.density, disc)
         mean += torch.softmax(every + weights[:, None], 0) / draws
-        count, _, variance = table.known.unbind(-1)
-        terms = log_terms(told, table.figures, table.template, variance[:, None], count[:, None])
-        share += torch.softmax(terms + weights[:-1][_classes_of(layout, table)], 1) / draws
+        terms = table.terms(told)
+        share += torch.softmax(terms + table.motif @ weights[:-1], 1) / draws
     weights = values["weights"].mean(0)
     return _as_dataset(view, layout, table, mean, share, weights)
-
-
-def _classes_of(layout: Layout, table: Table) -> Tensor:
-    return as_tensors(layout, table.template.device).motif[table.template]
 
 
 def _as_dataset(
@@ -394,11 +387,11 @@ def _as_dataset(
 ) -> xr.Dataset:
     best = mean.argmax(0)
     # Of the terms of the likeliest class the heaviest tells how the template lies.
-    own = _classes_of(layout, table) == best[:, None]
+    own = table.motif.argmax(-1) == best[:, None]
     term = torch.where(own, share, -1.0).argmax(1)
     rows = torch.arange(len(term))
     template, figures = table.template[rows, term], table.figures[rows, term].numpy()
-    matched = np.where(own.any(1).numpy(), figures[:, 9:12].sum(1), 0).astype(np.int64)
+    matched = np.where(own.any(1).numpy(), figures[:, SEEN_IN].sum(1), 0).astype(np.int64)
     inside = layout.zones[:2].sum((0, 2))[template.numpy()]
     count = table.known[:, 0].numpy().astype(np.int64)
     turn = 2 * math.pi / layout.symmetry[template.numpy()]
@@ -431,7 +424,7 @@ def _derive(view: View, prior: Prior, values: Mapping[str, Tensor]) -> xr.Datase
     noise="noise",
     labels={"motif": _names},
     derive=_derive,
-    enough=800,
+    enough=600,
     design=_sheet,
 )
 def motif(patterns: View, prior: Prior) -> None:
@@ -520,7 +513,7 @@ def motifs_from(
         noise="noise",
         labels={"motif": found.classes},
         derive=lambda view, prior, values: _derived(view, prior, values, found),
-        enough=800,
+        enough=600,
         design=_sheet,
         family="structure",
     )(story)
