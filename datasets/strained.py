@@ -22,7 +22,7 @@ SHAPES = ("waves", "inclusion", "dislocations")
 # Waves of a random field: enough that it is nearly Gaussian.
 WAVES = 40
 # Points of the maps along each axis.
-MAP = 201
+MAP = 121
 # Rounds in which the place is found that a strained point comes from; each leaves a small part of the last.
 ROUNDS, CLOSE_NM = 60, 1e-9
 STEEPEST = 0.2

@@ -265,7 +265,7 @@ def _solve(sums: _Sums, scale: np.ndarray, noise: float, *, slopes: bool = False
     from scipy.linalg import lapack
 
     informed = scale**2 * np.diagonal(sums.gram) / noise**2
-    kept = informed > NEGLIGIBLE
+    kept = informed >= min(NEGLIGIBLE, float(informed.max()))
     some = scale[kept] / noise
     matrix = sums.gram[np.ix_(kept, kept)] * some[:, None] * some
     matrix[np.diag_indices_from(matrix)] += 1.0
@@ -289,6 +289,8 @@ def _solve(sums: _Sums, scale: np.ndarray, noise: float, *, slopes: bool = False
 POSITIVE = ("strain", "length", "noise")
 # Points at which the three positive numbers are weighed: as many as take a second or two, within these.
 FEWEST_POINTS, MOST_POINTS, WORK = 32, 128, 1e10
+# Logarithms are looked for so far from the middle of their priors.
+REACH = 6.0
 # Freedom of the Student-t distribution that proposes them, so that its tails are wider than theirs.
 FREEDOM = 5.0
 
@@ -386,7 +388,7 @@ class _Task:
             value, slope = self.gradient(logs)
             return -value, -slope
 
-        bounds = [(at - 8, at + 8) for at in start]
+        bounds = [(at - REACH, at + REACH) for at in start]
         found = minimize(down, start, jac=True, method="L-BFGS-B", bounds=bounds)
         step = 0.02 * np.eye(len(start))
         slopes = [self.gradient(found.x + s)[1] - self.gradient(found.x - s)[1] for s in step]

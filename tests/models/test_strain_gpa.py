@@ -162,7 +162,7 @@ def test_points_left_out_do_not_count():
 
 
 def test_a_dislocation_pair_is_reported_with_its_burgers_vectors(strained_pair):
-    image, run = strained_pair
+    _, run = strained_pair
     maps = run["derived"]
     assert maps.sizes["dislocation"] == 2
     length = np.linalg.norm(maps["burgers"].values, axis=1)
