@@ -173,14 +173,15 @@ def _show_models_for(data: xr.Dataset, every: Iterable[Model]) -> None:
 
 
 def _priors_for(model: Model, data: xr.Dataset) -> str:
-    """Prior sets whose units are those of the data."""
+    """Prior sets whose units are those of the data; all of a model that makes others of them first."""
     from .datasets.kinds import DataError
     from .models.priors import ModelError
 
     found = []
     for name in model.priors:
         try:
-            model.resolve(data, name)
+            if model.preparer is None:
+                model.resolve(data, name)
         except (DataError, ModelError):
             continue
         found.append(name)

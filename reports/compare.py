@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -289,9 +290,7 @@ def compare(
     steps += _check_prior(chosen, prior)
     rows = []
     for i, model in enumerate(chosen):
-        report, later = (
-            _within(progress, 2 * i + half, 2 * len(chosen), model.name) for half in (0, 1)
-        )
+        report = _within(progress, i, 2 * len(chosen), model.name)
         own = _prior_of(model, prior)
         with one_thread():
             seen = model.prepared(sources[model.name], own)
@@ -299,10 +298,34 @@ def compare(
         if on_run:
             on_run(run)
         learnt = learnt_from(model, seen, runner, seed)
-        row = _row(model, learnt, run, own, seed, blocks, later, options)
-        rows.append(replace(row, source=sources[model.name]))
+        left = leave_one_out(run)
+        rows.append(Row(model, run, diagnose(run), left, None, learnt, sources[model.name]))
+    if blocks:
+        rows = _by_blocks(rows, prior, seed, progress, options)
     found = _conclude(data, rows, skipped, prior, seed)
     return replace(found, steps=tuple(steps), makers=tuple(one.run for one in made.values()))
+
+
+def _by_blocks(
+    rows: list[Row], prior: Any, seed: int, progress: Progress | None, options: dict[str, Any]
+) -> list[Row]:
+    """The rows with blocks left out, where a model has rivals: alone it has nothing to be held against."""
+    contested = {key for key, n in Counter(row.observed for row in rows).items() if n > 1}
+    found = []
+    for i, row in enumerate(rows):
+        if row.observed in contested:
+            left = leave_block_out(
+                row.model,
+                row.data,
+                row.run,
+                prior=_prior_of(row.model, prior),
+                seed=seed,
+                progress=_within(progress, len(rows) + i, 2 * len(rows), row.model.name),
+                **options,
+            )
+            row = replace(row, blocks=left)
+        found.append(row)
+    return found
 
 
 def _sources(
@@ -364,24 +387,6 @@ def _check_overrides(chosen: list[Model], prior: Any) -> None:
             raise ModelError(
                 f"no model here has a parameter {', '.join(unknown)}; there are {', '.join(sorted(known))}"
             )
-
-
-def _row(
-    model: Model,
-    data: xr.Dataset,
-    run: xr.DataTree,
-    prior: Any,
-    seed: int,
-    blocks: bool,
-    progress: Progress | None,
-    options: dict[str, Any],
-) -> Row:
-    left = (
-        leave_block_out(model, data, run, prior=prior, seed=seed, progress=progress, **options)
-        if blocks
-        else None
-    )
-    return Row(model, run, diagnose(run), leave_one_out(run), left, data, data)
 
 
 def _conclude(
