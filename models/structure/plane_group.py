@@ -41,7 +41,7 @@ SHARED = {
     "setting": EVEN,
     "scale": "LogNormal(log(2 * coefficient.rms), 1)",
     "decay": "Normal(1, 2)",
-    "noise": "LogNormal(0, 0.1)",
+    "noise": "LogNormal(0, 0.03)",
 }
 SETS = {
     "vague": prior_set(

@@ -59,7 +59,7 @@ __all__ = [
 GRID = 96
 # Origins followed up for each setting, and steps of Newton's method, which near its end doubles the digits.
 STARTS, STEPS = 4, 12
-# Nats by which a step must gain to be followed by another.
+# Nats, or part of the cell, by which a step must gain or go to be followed by another.
 CLOSE = 1e-9
 # Settings and modes so far below the best, in nats, are not refined: their share is below e^-40 however refined.
 HOPELESS, FAINT = 80.0, 25.0
@@ -382,40 +382,45 @@ def weigh(
 
 
 def _starts(problem: Problem, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Origins to climb from, for each setting the highest of all on a grid."""
+    """For each setting the best origins, with the envelope as it is at a point."""
     settings, points = [], []
     for setting in range(len(problem.operations.settings)):
-        origins = _highest(problem, setting, problem.priors.envelope(start[2:]))
+        origins = _origins(problem, setting, problem.priors.envelope(start[2:]))
         settings += [setting] * len(origins)
         rest = start[2:].expand(len(origins), POINT - 2)
         points.append(torch.cat([torch.as_tensor(origins), rest], 1))
     return torch.tensor(settings), torch.cat(points)
 
 
-def _highest(problem: Problem, setting: int, envelope: Envelope) -> np.ndarray:
-    """Highest local maxima over the origin on a grid, one of each set that the cell repeats."""
+def _origins(problem: Problem, setting: int, envelope: Envelope) -> np.ndarray:
+    """The highest local maxima over the origin, one of each set that the cell repeats, (origin, 2)."""
     operations = problem.operations
-    moves = operations.moves[setting]
+    moves, repeats = operations.moves[setting], operations.same[setting]
     if not moves.any():
         return np.zeros((1, 2))
-    density = _origin_map(problem, setting, envelope)
+    waves = _origin_waves(problem, setting, envelope)
+    density = np.fft.fft2(waves).real
     peak = np.ones(density.shape, bool)
-    steps = [(-1, 0, 1) if move else (0,) for move in moves]
-    for step in np.stack(np.meshgrid(*steps, indexing="ij"), -1).reshape(-1, 2):
-        peak &= density >= np.roll(density, tuple(step), (0, 1))
+    for step in product(*[(-1, 0, 1) if move else (0,) for move in moves]):
+        peak &= density >= np.roll(density, step, (0, 1))
     places = np.argwhere(peak)
-    places = places[np.argsort(-density[peak], kind="stable")][: 12 * STARTS]
-    repeats, kept, taken = operations.same[setting], [], set()
+    places = places[np.argsort(-density[peak], kind="stable")]
+    kept: list[np.ndarray] = []
+    taken: set[tuple[int, ...]] = set()
     for place in places:
-        if tuple(place) in taken:
-            continue
-        kept.append(place)
-        taken |= {tuple(p) for p in ((place + repeats) % GRID).tolist()}
-    return np.array(kept[:STARTS]) / GRID
+        if tuple(place) not in taken:
+            kept.append(place)
+            taken |= {tuple(p) for p in ((place + repeats) % GRID).tolist()}
+        if len(kept) == STARTS:
+            break
+    return _uphill(waves, np.array(kept) / GRID, moves)
 
 
-def _origin_map(problem: Problem, setting: int, envelope: Envelope) -> np.ndarray:
-    """The log density over the origin, up to a constant, on a grid; one point along axes that do not matter."""
+def _origin_waves(problem: Problem, setting: int, envelope: Envelope) -> np.ndarray:
+    """Fourier coefficients of the log density over the origin, up to a constant; its transform is the density.
+
+    Along an axis that does not matter there is one entry.
+    """
     operations, measured = problem.operations, problem.measured
     which = torch.tensor(setting)
     power = spread(operations, which, measured.wave, envelope) ** 2
@@ -428,12 +433,31 @@ def _origin_map(problem: Problem, setting: int, envelope: Envelope) -> np.ndarra
     frequency = operations.frequency[setting].numpy().astype(np.int64) % GRID
     waves = np.zeros((GRID, GRID), complex)
     np.add.at(waves, (frequency[..., 0], frequency[..., 1]), terms)
-    moves = operations.moves[setting]
-    # The sum of waves at zero of an axis is the mean of its spectrum there.
-    for axis in (0, 1):
-        if not moves[axis]:
+    for axis, moves in enumerate(operations.moves[setting]):
+        if not moves:
             waves = waves.sum(axis, keepdims=True)
-    return np.asarray(np.fft.fft2(waves).real)
+    return waves
+
+
+def _uphill(waves: np.ndarray, origin: np.ndarray, moves: np.ndarray) -> np.ndarray:
+    """Newton's method from points of the grid to the maxima beside them."""
+    place = np.argwhere(waves)
+    frequency = np.where(place > GRID // 2, place - GRID, place)[:, moves]
+    terms = waves[tuple(place.T)]
+    origin = origin.copy()
+    bend = -4 * np.pi**2 * np.einsum("fi,fj->fij", frequency, frequency)
+    for _ in range(STEPS):
+        phased = np.exp(-2j * np.pi * origin[:, moves] @ frequency.T) * terms
+        slope = (2 * np.pi * phased.imag) @ frequency
+        level, axes = np.linalg.eigh(np.einsum("of,fij->oij", phased.real, bend))
+        along = np.einsum("oij,oi->oj", axes, slope) / np.maximum(np.abs(level), 1e-12)
+        step = np.einsum("oij,oj->oi", axes, along)
+        # The maximum is nearer than the next point of the grid.
+        step /= np.maximum(np.abs(step).max(1, keepdims=True) * 2 * GRID, 1.0)
+        origin[:, moves] += step
+        if np.abs(step).max() < CLOSE:
+            break
+    return origin
 
 
 def _climb(
@@ -502,9 +526,7 @@ def _modes(problem: Problem, log_prior: Tensor) -> _Modes:
     start, _, _ = _climb(problem, torch.zeros(1, dtype=torch.long), middle[None], envelope[None])
     setting, point = _starts(problem, start[0])
     moves = torch.as_tensor(problem.operations.moves)[setting]
-    still = torch.zeros(len(moves), POINT - 2, dtype=torch.bool)
-    origin_only = torch.cat([moves, still], 1)
-    found = _Modes(setting, *_climb(problem, setting, point, origin_only))
+    found = _Modes(setting, point, problem.log_joint(setting, point), _shallow(point))
     best = torch.full((len(log_prior),), -torch.inf, dtype=torch.float64)
     best = best.scatter_reduce(0, setting, found.value, "amax")
     hopeful = (best + log_prior >= (best + log_prior).max() - HOPELESS)[setting]
@@ -513,6 +535,11 @@ def _modes(problem: Problem, log_prior: Tensor) -> _Modes:
     good = _Modes(setting[worth], *_climb(problem, setting[worth], found.point[worth], every))
     pairs = zip(good, found.take(~hopeful), strict=True)
     return _apart(problem, _Modes(*(torch.cat(pair) for pair in pairs)))
+
+
+def _shallow(point: Tensor) -> Tensor:
+    """Hessians of no use but that they are there, for settings that have no chance."""
+    return -torch.eye(POINT, dtype=torch.float64).expand(len(point), POINT, POINT)
 
 
 def _apart(problem: Problem, modes: _Modes) -> _Modes:
@@ -652,9 +679,6 @@ def least_squares(operations: Operations, measured: Measured, envelope: Envelope
     start = torch.zeros(POINT, dtype=torch.float64)
     with torch.no_grad():
         setting, point = _starts(problem, start)
-        moves = torch.as_tensor(operations.moves)[setting]
-        still = torch.zeros(len(moves), POINT - 2, dtype=torch.bool)
-        point, _, _ = _climb(problem, setting, point, torch.cat([moves, still], 1))
         x, weight = _weighted(measured, flat)
         explained = (x.conj() * operations.project(setting, point[:, :2], x)).real
         mean = operations.over_orbit(setting, weight)
