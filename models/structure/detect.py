@@ -21,7 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .peaks import Fitted, Frame, Noise, Peaks, Pull, fit_peaks, neighbours, row_weights, spline_knots
+from .peaks import (
+    Fitted,
+    Frame,
+    Noise,
+    Peaks,
+    Pull,
+    fit_peaks,
+    neighbours,
+    row_weights,
+    spline_knots,
+)
 from .spread import covariances
 
 __all__ = ["Found", "find_peaks", "noise_law"]
@@ -29,6 +39,8 @@ __all__ = ["Found", "find_peaks", "noise_law"]
 # Standard deviations of noise above which a maximum becomes a candidate. Half of all maxima of noise are above 1.3;
 # the odds ask for more than 3 wherever peaks are not crowded.
 CANDIDATE = 2.0
+# Least gain, in standard deviations of the noise: a million steps of it are a Gaussian to a thousandth.
+SMALLEST = 1e-3
 # Maxima fainter than that, relative to the bright ones, are not tried at first: what is there beside bright peaks is
 # seen in the residual.
 FAINT = 0.15
@@ -142,8 +154,10 @@ def _straight(means: np.ndarray, variances: np.ndarray, image: np.ndarray) -> No
     """A line through variance against mean, weighed by relative error; counts are taken as counts."""
     typical = float(np.median(variances)) if len(variances) else float(image.var())
     least = max(typical * 1e-2, float(image.var()) * 1e-12)
+    # Noise that does not grow with the mean is a Poisson law of that many small steps.
+    smallest = SMALLEST * math.sqrt(typical)
     if len(variances) < 3:
-        return Noise(0.0, typical, least)
+        return Noise(smallest, typical, least)
     weight = 1 / np.maximum(variances, least)
     design = np.stack([means, np.ones_like(means)], 1)
     gain, floor = np.linalg.lstsq(design * weight[:, None], variances * weight, rcond=None)[0]
@@ -151,8 +165,8 @@ def _straight(means: np.ndarray, variances: np.ndarray, image: np.ndarray) -> No
     if whole and abs(gain - 1) < 0.25 and abs(floor) < 0.25 * typical + 0.25:
         # A pixel that is expected to hold a twentieth of an electron tells as much by being empty.
         return Noise(1.0, 0.0, 0.05)
-    if gain <= 0:
-        return Noise(0.0, typical, least)
+    if gain <= smallest:
+        return Noise(smallest, typical, least)
     return Noise(float(gain), float(floor), max(least, 0.2 * float(variances.min())))
 
 
@@ -291,7 +305,9 @@ def find_peaks(image: np.ndarray, *, spacing: float = 0.0, noise: Noise | None =
 class _Search:
     """The rounds of fitting, adding and dropping."""
 
-    def __init__(self, image: np.ndarray, noise: Noise, known: bool, spacing: float, width: float) -> None:
+    def __init__(
+        self, image: np.ndarray, noise: Noise, known: bool, spacing: float, width: float
+    ) -> None:
         self.image, self.spacing, self.level = image, spacing, 0
         self.frame = Frame(image, noise, _knots(image.shape, spacing, width, 0))
         self.known, self.counts = known, noise.gain == 1 and noise.floor == 0
@@ -323,13 +339,16 @@ class _Search:
             odds = self.population.log_odds(peaks.intensity, covariance)
             keep = self._keep(peaks, odds)
             self._reject(peaks, odds, ~keep)
-            extra = self._residual(fitted)
+            *extra, z = self._residual(fitted)
+            # Either may explain what is left: closer knots, or more peaks. What gains more for each parameter is tried
+            # first, lest the background hide columns not yet found, or peaks pile up on dirt.
+            if self._refine_background(fitted, float(z.square().mean()) / 3 if len(z) else 0.0):
+                peaks = self._restarted(peaks.take(keep))
+                continue
+            if bool(keep.all()) and not len(z):
+                break
+            self.proposed.append(torch.stack(extra[:2], 1).numpy())
             peaks = peaks.take(keep).join(*extra)
-            if bool(keep.all()) and not len(extra[0]):
-                # Only now: a background that may bend would hide columns that are not yet found.
-                if not self._refine_background(fitted):
-                    break
-                peaks = self._restarted(peaks)
         return self._finish(peaks, rounds)
 
     def _first(self, peaks: Peaks) -> Peaks:
@@ -375,9 +394,17 @@ class _Search:
         return float(self.image.size)
 
     def _finish(self, peaks: Peaks, rounds: int) -> Found:
-        fitted = self._fit(peaks, 12, 0.02)
-        covariance = covariances(self.frame, fitted.system)
-        population = Population.learn(fitted.peaks, covariance, self.area)
+        while True:
+            fitted = self._fit(peaks, 12, 0.02)
+            peaks = fitted.peaks
+            covariance = covariances(self.frame, fitted.system)
+            population = Population.learn(peaks, covariance, self.area)
+            odds = population.log_odds(peaks.intensity, covariance)
+            keep = self._keep(peaks, odds)
+            if bool(keep.all()):
+                break
+            self._reject(peaks, odds, ~keep)
+            peaks = peaks.take(keep)
         covariance[:, 0, 0] += self.jitter**2 * row_weights(fitted.system)
         rejected = np.concatenate(self.tried) if self.tried else np.zeros((0, 4))
         x, y = fitted.peaks.x, fitted.peaks.y
@@ -385,7 +412,7 @@ class _Search:
             frame=self.frame,
             fitted=fitted,
             covariance=covariance,
-            log_odds=population.log_odds(fitted.peaks.intensity, covariance),
+            log_odds=odds,
             rejected=rejected,
             spacing=_spacing(x, y, fitted.peaks.width),
             jitter=self.jitter,
@@ -415,7 +442,7 @@ class _Search:
         return peaks.take(keep)
 
     def _keep(self, peaks: Peaks, odds: Tensor) -> Tensor:
-        """Peaks to keep: of doubtful ones that share a place only the most doubtful goes, and the others are seen again."""
+        """Peaks to keep: of doubtful ones that share a place only the most doubtful goes at a time."""
         doubtful = odds < 0
         pairs = neighbours(peaks.x, peaks.y, TOGETHER * peaks.width)
         both = pairs[doubtful[pairs].all(1)] if len(pairs) else pairs
@@ -430,8 +457,8 @@ class _Search:
             table = torch.stack([peaks.x, peaks.y, peaks.intensity, odds], 1)
             self.tried.append(table[gone].numpy())
 
-    def _residual(self, fitted: Fitted) -> tuple[Tensor, Tensor, Tensor]:
-        """Places where the residual has a peak that the odds would keep."""
+    def _residual(self, fitted: Fitted) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Places where the residual has a peak that the odds would keep: x, y, intensity and z."""
         from scipy.ndimage import gaussian_filter, uniform_filter
         from scipy.spatial import cKDTree
 
@@ -463,9 +490,8 @@ class _Search:
         here = np.stack([col, row], 1).astype(float)
         if len(places) and len(here):
             good &= cKDTree(places).query(here)[0] > TRIED * w
-        self.proposed.append(here[good])
         x, y = torch.from_numpy(here[good, 0]), torch.from_numpy(here[good, 1])
-        return x, y, intensity[torch.from_numpy(good)]
+        return x, y, intensity[torch.from_numpy(good)], torch.from_numpy(clear[good])
 
     def _allow_for_misfit(self, fitted: Fitted) -> bool:
         """Take what the model lacks into the variance: rows that jitter, and peaks that are not quite Gaussian."""
@@ -480,12 +506,13 @@ class _Search:
         self.frame = _changed(self.frame, excess=excess)
         return True
 
-    def _refine_background(self, fitted: Fitted) -> bool:
-        """Closer knots where the residual is not noise over half of their distance."""
+    def _refine_background(self, fitted: Fitted, other: float) -> bool:
+        """Closer knots, where the residual is not noise over half their distance and they gain more than the other."""
         if self.level + 1 >= len(KNOTS):
             return False
         finer = _knots(self.image.shape, self.spacing, fitted.peaks.width, self.level + 1)
-        if finer >= self.frame.step or not _uneven(self.frame, fitted):
+        gain, chance = _unevenness(self.frame, fitted)
+        if finer >= self.frame.step or gain < max(chance, other):
             return False
         self.level += 1
         self.frame = Frame(self.image, self.frame.noise, finer, self.frame.excess)
@@ -501,7 +528,9 @@ def _changed(
     """The same image under another law of noise; its splines are kept."""
     law, more = noise or frame.noise, frame.excess if excess is None else excess
     made = Frame(frame.image.numpy(), law, frame.step, more, fixed)
-    made.__dict__.update({k: frame.__dict__[k] for k in ("along", "products") if k in frame.__dict__})
+    made.__dict__.update(
+        {k: frame.__dict__[k] for k in ("along", "products") if k in frame.__dict__}
+    )
     return made
 
 
@@ -548,22 +577,22 @@ def _inside(frame: Frame, width: float) -> tuple[slice, slice]:
     return slice(rim, frame.ny - rim), slice(rim, frame.nx - rim)
 
 
-def _uneven(frame: Frame, fitted: Fitted) -> bool:
-    """Whether the residual, summed over squares of half a knot's distance, is more than noise."""
+def _unevenness(frame: Frame, fitted: Fitted) -> tuple[float, float]:
+    """By how much the chi-square of squares of half a knot's distance exceeds one, and what chance would give."""
     size = max(2, round(frame.step / 2))
     inside = _inside(frame, fitted.peaks.width)
     weights, residual = fitted.system.weights[inside], fitted.system.residual[inside]
     rows, cols = (n // size for n in weights.shape)
     if rows * cols < 4:
-        return False
+        return 0.0, 1.0
 
     def sums(image: Tensor) -> Tensor:
         cut = image[: rows * size, : cols * size]
         return cut.reshape(rows, size, cols, size).sum((1, 3))
 
     square = sums(weights * residual).square() / sums(weights)
-    # Of a chi-square per square the mean is at most one; three standard errors above it is not chance.
-    return float(square.mean()) > 1 + 3 * math.sqrt(2 / (rows * cols))
+    # Three standard errors of the mean of so many chi-squares of one degree of freedom.
+    return float(square.mean()) - 1, 3 * math.sqrt(2 / (rows * cols))
 
 
 def _correlation(fitted: Fitted) -> tuple[float, float]:
@@ -643,8 +672,3 @@ class Population:
         # An intensity below its own error has the range of the error to lie in, not that of its logarithm.
         known = 0.5 * math.log(2 * math.pi) + (sd / torch.maximum(a, sd)).log()
         return 0.5 * (a / sd) ** 2 + math.log(self.density) + volume + p + known
-
-
-def describe(found: Found) -> dict[str, Any]:
-    """Figures of the search for a run's attributes."""
-    return {"rounds": found.rounds, "jitter": found.jitter, "misfit": found.misfit}

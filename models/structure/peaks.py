@@ -37,6 +37,7 @@ __all__ = [
     "fit_peaks",
     "neighbours",
     "row_weights",
+    "scores",
     "spline_basis",
 ]
 
@@ -376,6 +377,7 @@ class System:
         weights: of the pixels.
         residual: image less mean.
         signal: the peaks' part of the mean.
+        pulled: precision that the prior adds to each unknown but the width.
     """
 
     peaks: Peaks
@@ -392,6 +394,7 @@ class System:
     weights: Tensor
     residual: Tensor
     signal: Tensor
+    pulled: np.ndarray
 
     @cached_property
     def blocks(self) -> Any:
@@ -537,13 +540,8 @@ def normal_equations(frame: Frame, peaks: Peaks, pull: Pull | None = None) -> Sy
     # The heat equation: ∂G/∂w = w ∇²G, the Laplacian by differences, which is good to 1 / 12 w².
     blur = _laplacian(signal) * peaks.width
     weighed_blur = weights * blur
+    wide = scores(frame, peaks, weighed_blur)
     by, bx = frame.along
-    wide = np.concatenate(
-        [
-            _gradients(_seen(weighed_blur, peaks), peaks)[0].flatten().numpy(),
-            (by.T @ weighed_blur @ bx).flatten().numpy(),
-        ]
-    )
     made = System(
         peaks=peaks,
         pairs=pairs,
@@ -559,8 +557,16 @@ def normal_equations(frame: Frame, peaks: Peaks, pull: Pull | None = None) -> Sy
         weights=weights,
         residual=residual,
         signal=signal,
+        pulled=np.zeros(len(wide)),
     )
     return _pulled(made, pull) if pull is not None else made
+
+
+def scores(frame: Frame, peaks: Peaks, weighed: Tensor) -> np.ndarray:
+    """What an image is along the slopes of the mean by peaks and background, its pixels weighed already."""
+    by, bx = frame.along
+    head = _gradients(_seen(weighed, peaks), peaks)[0]
+    return np.concatenate([head.flatten().numpy(), (by.T @ weighed @ bx).flatten().numpy()])
 
 
 def _pad(peaks: Peaks) -> int:
@@ -576,8 +582,10 @@ def _pulled(system: System, pull: Pull) -> System:
     width = peaks.width
     flat = peaks.coefs.flatten().numpy()
     # In w, not log w: the prior's density is taken by its exponent, which is what a mode in log w needs.
+    each = np.tile(pull.curvature().numpy(), len(peaks))
     return replace(
         system,
+        pulled=np.concatenate([each, np.full(len(flat), pull.coefs)]),
         own=system.own + torch.diag(pull.curvature()),
         gradient=system.gradient + pull.gradient(peaks),
         ground=system.ground + pull.coefs * eye_array(len(flat), format="csr"),
@@ -672,17 +680,17 @@ def _ground(frame: Frame, weights: Tensor) -> Any:
     by, bx = frame.along
     my, mx = by.shape[1], bx.shape[1]
     table = np.asarray((px.T @ (py.T @ weights.numpy()).T).T).reshape(my, 4, mx, 4)
-    i, k, j, l = (g.ravel() for g in np.meshgrid(*map(np.arange, table.shape), indexing="ij"))
+    i, k, j, m = (g.ravel() for g in np.meshgrid(*map(np.arange, table.shape), indexing="ij"))
     values = table.ravel()
     rows, cols, found = [], [], []
     # Offsets up and down in y, left and right in x; that of zero counts once.
     for sign_y in (1, -1):
         for sign_x in (1, -1):
             y0, y1 = (i, i + k) if sign_y > 0 else (i + k, i)
-            x0, x1 = (j, j + l) if sign_x > 0 else (j + l, j)
-            keep = (i + k < my) & (j + l < mx)
+            x0, x1 = (j, j + m) if sign_x > 0 else (j + m, j)
+            keep = (i + k < my) & (j + m < mx)
             keep &= (sign_y > 0) | (k > 0)
-            keep &= (sign_x > 0) | (l > 0)
+            keep &= (sign_x > 0) | (m > 0)
             rows.append((y0 * mx + x0)[keep])
             cols.append((y1 * mx + x1)[keep])
             found.append(values[keep])
@@ -746,7 +754,7 @@ def fit_peaks(
 def _step(
     frame: Frame, system: System, fit_width: bool, longest: Tensor
 ) -> tuple[Peaks, Tensor, float]:
-    """One Gauss–Newton step, no place moved farther than so many widths; and its largest part in standard deviations."""
+    """One Gauss–Newton step, no place moved farther than so many widths; and its largest part in errors."""
     peaks, count = system.peaks, len(system.peaks)
     rhs = np.concatenate([system.gradient.flatten().numpy(), system.ground_gradient])
     move = system.solve(rhs)

@@ -16,15 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .peaks import Frame, System
+from .peaks import Frame, System, scores
 
-__all__ = ["covariances"]
+__all__ = ["covariances", "joint_draws"]
 
 # Numbers in the windows of a batch.
 AT_ONCE = 4_000_000
 # Tiles of the background: cells of knots in their core, and splines around it that the inverse is worked out with.
 # In least squares a spline's coefficient is known of at a fifth to a quarter from one knot to the next.
 CORE, HALO = 6, 5
+# Unknowns up to which the whole matrix is factored for draws.
+DENSE = 2500
 # Relative to unit diagonals: what keeps two peaks at one place from dividing by zero.
 RIDGE = 1e-9
 
@@ -157,3 +159,62 @@ def _through_background(frame: Frame, system: System, moves: Any, left: Any) -> 
     return added
 
 
+def joint_draws(frame: Frame, system: System, draws: int, seed: int) -> dict[str, Tensor]:
+    """Draws from the Gaussian about the fit, of all peaks, the background and the width together.
+
+    Small systems are factored. Of a large one each draw costs one solve: a draw of the pixels' noise, seen through the
+    equations, has their matrix as its covariance, and solving with it gives a draw that has the inverse.
+    """
+    peaks = system.peaks
+    n = 3 * len(peaks)
+    size = n + peaks.coefs.numel()
+    generator = torch.Generator().manual_seed(seed)
+    found = _dense_draws if size <= DENSE else _solved_draws
+    moved, wider = found(frame, system, draws, generator)
+    each = moved[:, :n].reshape(draws, -1, 3)
+    return {
+        "x": peaks.x + each[:, :, 0],
+        "y": peaks.y + each[:, :, 1],
+        "intensity": peaks.intensity + each[:, :, 2],
+        "coefs": peaks.coefs + moved[:, n:].reshape(draws, *peaks.coefs.shape),
+        "width": peaks.width + wider,
+    }
+
+
+def _dense_draws(
+    frame: Frame, system: System, draws: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    matrix = np.block(
+        [
+            [system.blocks.toarray(), system.border.toarray()],
+            [system.border.toarray().T, system.ground.toarray()],
+        ]
+    )
+    root = _root(torch.from_numpy(matrix))
+    white = torch.randn(len(matrix), draws, generator=generator, dtype=torch.float64)
+    moved = torch.linalg.solve_triangular(root.mT, white, upper=True).T
+    return _with_width(system, moved, draws, generator)
+
+
+def _solved_draws(
+    frame: Frame, system: System, draws: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    size = 3 * len(system.peaks) + system.peaks.coefs.numel()
+    moved = torch.empty(draws, size, dtype=torch.float64)
+    noise_root = system.weights.sqrt()
+    prior_root = torch.from_numpy(np.sqrt(np.maximum(system.pulled, 0.0)))
+    for i in range(draws):
+        noise = torch.randn(frame.image.shape, generator=generator, dtype=torch.float64)
+        more = torch.randn(size, generator=generator, dtype=torch.float64)
+        seen = scores(frame, system.peaks, noise_root * noise) + (prior_root * more).numpy()
+        moved[i] = torch.from_numpy(system.solve(seen))
+    return _with_width(system, moved, draws, generator)
+
+
+def _with_width(
+    system: System, moved: Tensor, draws: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The draws with the width drawn too, and all else moved as it goes with the width."""
+    white = torch.randn(draws, generator=generator, dtype=torch.float64)
+    wider = white / system.width_precision**0.5
+    return moved - wider[:, None] * torch.from_numpy(system.lean), wider
