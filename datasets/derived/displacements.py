@@ -299,7 +299,11 @@ def _dataset(
             "mean_shell": "nm",
             "error": "nm^2",
         },
-        attrs={"left_out": len(position) - len(atoms), "left_out_why": why},
+        attrs={
+            "left_out": len(position) - len(atoms),
+            "left_out_why": why,
+            **{n: data.attrs[n] for n in ("species_names",) if n in data.attrs},
+        },
     )
     ride = {
         str(n): v.isel(atom=atoms)

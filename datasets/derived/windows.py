@@ -8,7 +8,7 @@ The noise of such spectra is not white. A taper couples neighbouring frequencies
 that all peaks of a lattice rise and fall together; windows that overlap share noise. All of this would be taken for
 texture. So only every other frequency is kept, and the covariance of the noise is read off the differences between
 windows next to each other that share no pixel: texture has a say in them only at boundaries, and the half of them that
-differ most is left out, and its absence allowed for. The spectra are given in units of that noise,
+differ most have no say at first, and outliers none at all. The spectra are given in units of that noise,
 `spectrum` = S^(-1/2) · log-spectrum (Green et al., IEEE Trans. Geosci. Remote Sens. 26 (1988) 65, do the same for
 images of many bands). And `spectrum` is of windows half a window apart, for which white noise under a Hann taper has
 a correlation of 1/36 between powers. Windows that lie more densely are in `fine_spectrum`, for maps: nothing is learnt
@@ -50,7 +50,7 @@ KNEE = 3.0
 # The median of an exponential distribution, and of the magnitude of a normal one, in units of mean and deviation.
 MEDIAN_POWER, MEDIAN_NORMAL = np.log(2.0), 0.6745
 # Differences that count for the noise; the rest may be boundaries.
-KEPT = 0.5
+KEPT, NORMAL = 0.5, 0.975
 ROUNDS = 8
 # Steps to a window when differences are taken, and differences to a feature below which its noise is taken alone.
 NOISE_STEPS, ENOUGH = 4, 10

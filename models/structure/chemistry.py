@@ -42,14 +42,13 @@ def chemistry(data: xr.Dataset) -> dict[str, np.ndarray]:
     """
     way = data["mean_shell"].values
     way = way / np.linalg.norm(way, axis=1).mean()
-    sign = data["aux_sign"].values if "aux_sign" in data else np.ones(data.sizes["atom"])
     found: dict[str, np.ndarray] = {}
     for name, own, others in _properties(data):
         found[f"own_{name}"] = own
         found[f"mean_{name}"] = others.mean(1)
-        # Features of shells that were inverted are inverted, and so is the dipole.
+        # Shells that were inverted count in slots like all others, as their displacements do.
         for axis, letter in enumerate("xy"):
-            found[f"dipole_{name}_{letter}"] = sign**0 * (others @ way[:, axis]) / way.shape[0]
+            found[f"dipole_{name}_{letter}"] = others @ way[:, axis] / len(way)
     return {
         name: value for name, value in found.items() if value.std() > 1e-9 * (1 + abs(value).max())
     }

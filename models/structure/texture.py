@@ -20,11 +20,14 @@ MOST_PHASES = 6
 
 
 def _prior(note: str, most: int = 8) -> PriorSet:
-    """Any number of components, each larger than the noise of a window, whose unit the spectra have."""
+    """Any number of components, each of which stands out of the noise of a single window, and so in a map.
+
+    Spectra are in units of that noise. Weaker ones, that only many windows show together, are haze and scan.
+    """
     return prior_set(
         note=note,
         rank="Categorical([" + ", ".join(["1"] * (most + 1)) + "])",
-        amplitude="LogNormal(log(4), 1)",
+        amplitude="LogNormal(log(6), 0.7)",
         noise=LogNormal(0.0, 0.5),
         mean="Normal(spectrum.mean, 2 * spectrum.std)",
         phases=2,
