@@ -49,7 +49,6 @@ def _set(a: tuple[float, float], note: str, **other: Any) -> PriorSet:
         "a": Normal(*a),
         "turn": Normal(0.0, 0.05),
         "origin": "Normal(0, 0.05).expand([2]).to_event(1)",
-        "strain": "Normal(0, 1).expand([2]).to_event(1)",
         "size": "LogNormal(log(0.005), 2)",
         "noise": "LogNormal(log(0.004), 1)",
         "ripple": "LogNormal(log(0.0003), 1)",
@@ -192,7 +191,7 @@ def _one(
         "turn": plain[3],
         "stretch": plain[4],
         "shear": plain[5],
-        "strain": z[fit.plain : fit.plain + 2],
+        "strain": size * z[fit.plain : fit.plain + 2],
         "size": size,
         "along": along,
         "across": across,
@@ -235,7 +234,7 @@ def _strains(cells: View, prior: Prior, values: Mapping[str, Tensor], ideal: Ten
     direction = options.direction[which]
     field = waves(cells, float(prior.length))
     strain = local_strain(field, ideal, first, second, direction)
-    mean = of("size")[:, None] * torch.stack([along, across], 1) * values["strain"]
+    mean = torch.stack([along, across], 1) * values["strain"]
     cos, sin = torch.cos(direction), torch.sin(direction)
     strain[..., 0] += (cos * mean[:, 0] - sin * mean[:, 1])[:, None]
     strain[..., 1] += (sin * mean[:, 0] + cos * mean[:, 1])[:, None]
@@ -423,7 +422,10 @@ def unit_cell(cells: View, prior: Prior) -> None:
     which = sample("symmetry", Categorical(options.weight)).long()
     ripple, spread = sample("ripple", prior.ripple), sample("spread", prior.spread)
     wide = torch.sqrt(ripple**2 + spread**2)
-    mean = sample("size", prior.size) * sample("strain", prior.strain)
+    size = sample("size", prior.size)
+    mean = sample(
+        "strain", Normal(torch.zeros(2, dtype=torch.float64), size[..., None]).to_event(1)
+    )
     cos, sin = torch.cos(options.direction[which]), torch.sin(options.direction[which])
     along, across = options.along[which], options.across[which]
     first, second = along * mean[..., 0], across * mean[..., 1]
