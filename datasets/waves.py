@@ -40,8 +40,9 @@ REFINED = 40
 FINEST = 0.9
 # Spectrum points that the level around a reflection counts for as much as that of all waves as long.
 PRIOR_POINTS = 30
-# Standard deviations by which a superlattice must show before the cell is enlarged.
-SHOWS = 6.0
+# Parts of the reciprocal cell along each axis that are looked through for a superlattice; halves and thirds are among
+# them. It must show by so many standard deviations, and stand above what is beside it by such a factor.
+PARTS, SHOWS, STEEP = 24, 6.0, 1.3
 
 
 @dataclass(frozen=True)
@@ -265,40 +266,54 @@ def _rising(fit: _Fit, level: np.ndarray) -> int:
 
 
 def _enlarged(frame: Frame, lattice: np.ndarray) -> np.ndarray | None:
-    """The reciprocal lattice of a cell two or three times as large, where the spectrum shows it."""
+    """The reciprocal lattice of a cell two or three times as large, where the spectrum shows it.
+
+    What is left of the spectrum is summed over all nodes, moved by each part of the reciprocal cell. A superlattice
+    is a summit at a half or a third; streaks and diffuse scattering are as high beside it.
+    """
     index = _within(lattice, frame.finest)[: SOME_WAVES[-1]]
-    fit = _fit(frame, lattice, index)
-    reach = float(np.linalg.norm(index @ lattice, axis=1).max())
-    rest = replace(frame, values=fit.rest)
-    best, chosen = SHOWS, None
-    for times, ways in ((2, ((1, 0), (0, 1), (1, 1))), (3, ((1, 0), (0, 1), (1, 1), (1, -1)))):
+    folded = _folded(frame, _fit(frame, lattice, index))
+    grid = np.arange(PARTS) / PARTS
+    part = np.stack(np.meshgrid(grid, grid, indexing="ij"), -1)
+    away = np.linalg.norm((part - np.rint(part)) @ lattice * frame.sides, axis=-1)
+    usual = np.median(folded[away > 1.5])
+    width = 1.5 * np.median(np.abs(folded[away > 1.5] - usual))
+    best, chosen = 0.0, None
+    for times, ways in ((2, ((1, 0), (0, 1), (1, 1))), (3, ((1, 0), (0, 1), (1, 1), (1, 2)))):
         for way in ways:
             finer = reduced_basis(_with_vector(lattice, np.array(way) @ lattice / times))
             if np.linalg.svd(finer * frame.sides, compute_uv=False).min() < LEAST_REPEATS:
                 continue
-            inside = _within(finer, min(reach, frame.finest))
-            of_old = inside @ finer @ np.linalg.inv(lattice)
-            new = inside[np.abs(of_old - np.rint(of_old)).max(1) > 0.1][: SOME_WAVES[-1]]
-            fresh = _fit(rest, finer, new)
-            level = _median_level(frame, fit, new @ finer)
-            power = np.abs(fresh.value) ** 2 / (level * fresh.spread)
-            shows = (power.sum() - len(new)) / np.sqrt(len(new))
-            if shows > best:
-                best, chosen = float(shows), finer
+            place = np.array(way) * PARTS // times % PARTS
+            off = part - place / PARTS
+            off = np.linalg.norm((off - np.rint(off)) @ lattice * frame.sides, axis=-1)
+            beside = folded[(off > 1.5) & (off < 4) & (away > 1.5)]
+            summit = folded[tuple(place)]
+            higher = not beside.size or summit > STEEP * beside.max()
+            if higher and summit > usual + SHOWS * width and summit > best:
+                best, chosen = float(summit), finer
     return chosen
 
 
-def _median_level(frame: Frame, fit: _Fit, vectors: np.ndarray) -> np.ndarray:
-    """Power of what is left, per pixel, among waves about as long; the median passes over a superlattice."""
+def _folded(frame: Frame, fit: _Fit) -> np.ndarray:
+    """Mean power of what is left at all nodes, over the median of waves as long, by part of the cell they are moved."""
     power, free, (kx, ky) = _left(frame, fit)
     length = np.hypot(kx, ky)
     reach = 0.5 * np.linalg.norm(reduced_basis(fit.lattice), axis=1).min()
-    found = np.full(len(vectors), power.mean())
-    for i, size in enumerate(np.linalg.norm(vectors, axis=1)):
-        ring = free & (np.abs(length - size) < reach)
-        if ring.any():
-            found[i] = np.median(power[ring]) / np.log(2)
-    return found
+    ring = (length / reach).astype(np.int64)
+    medians = np.array(
+        [
+            np.median(power[free & (ring == i)]) if (free & (ring == i)).any() else np.inf
+            for i in range(int(ring.max()) + 1)
+        ]
+    )
+    relative = power / medians[ring]
+    grid = np.arange(PARTS) / PARTS
+    part = np.stack(np.meshgrid(grid, grid, indexing="ij"), -1)
+    waves = (fit.index + part[:, :, None]) @ fit.lattice
+    place = np.rint(waves * frame.sides).astype(np.int64)
+    found = relative[place[..., 1] % len(frame.y), place[..., 0] % len(frame.x)]
+    return np.asarray(found.mean(-1))
 
 
 def _with_vector(lattice: np.ndarray, vector: np.ndarray) -> np.ndarray:
