@@ -132,7 +132,8 @@ def mean_image(
         ex = _bell(col, place[part, 0], sigma, nx)
         ey = _bell(row, place[part, 1], sigma, ny) * height[part, None]
         at = row.clamp(0, ny - 1)[:, :, None] * nx + col.clamp(0, nx - 1)[:, None, :]
-        flat = flat.index_add(0, at.reshape(-1), (ey[:, :, None] * ex[:, None, :]).reshape(-1))
+        # Not `index_add`: batches of it are added in place, which no trace of the story survives.
+        flat = flat.scatter_add(0, at.reshape(-1), (ey[:, :, None] * ex[:, None, :]).reshape(-1))
     return flat.reshape(ny, nx)
 
 
@@ -337,13 +338,13 @@ def fit_columns(data: xr.Dataset, prior: Any = None) -> xr.Dataset:
 
 
 def _some_columns() -> xr.Dataset:
-    """Nine columns on 40 × 40 pixels, two of them faint."""
-    pixels = np.arange(40) * 0.02
-    at = 0.2 + 0.2 * np.stack(np.meshgrid(np.arange(3), np.arange(3)), -1).reshape(-1, 2)
-    brightness = np.array([900.0, 900, 900, 900, 400, 900, 900, 900, 400])
+    """Four columns on 28 × 28 pixels, one of them faint."""
+    pixels = np.arange(28) * 0.02
+    at = 0.17 + 0.2 * np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
+    brightness = np.array([900.0, 900.0, 900.0, 400.0])
     flat = dataset(
         "image",
-        intensity=np.eye(40),
+        intensity=np.eye(28),
         y=pixels,
         x=pixels,
         units={"y": "nm", "x": "nm", "intensity": "electrons"},
@@ -355,7 +356,7 @@ def _some_columns() -> xr.Dataset:
         width=0.045,
         gain=1.0,
         least=0.05,
-        step=20.0,
+        step=28.0,
         level=4.0,
     )
 
@@ -405,8 +406,8 @@ def columns(view: View, prior: Prior) -> None:
     **Assumes** one width for all columns, a cubic spline as background with knots as close as the residual asks for, and
     pixels independent given the mean, of variance gain · mean + floor; the law is read off the image. Rows that jitter
     and peaks that are not quite Gaussian enter the variance and the covariances; the draws of the run leave the jitter
-    of rows out. The places are found before they are fitted: the posterior is given the columns, and the probability
-    that each is there stands beside it.
+    of rows out. The places are found before they are fitted: the posterior is given the columns, and the probability that each is
+    there stands beside it.
     **Fails** where columns merge within a probe's width, where pixels share noise (smoothed or rescaled images; the run
     says so), where columns are fainter than a fiftieth of the bright ones, and where the image shows no atoms. Slow drift
     and shear move columns and are no error of this model: positions are those in the image.
@@ -419,9 +420,8 @@ def columns(view: View, prior: Prior) -> None:
     """
     w = sample("width", prior.width)
     b = sample("background", prior.background.expand(list(_knots(view))).to_event(2))
-    with view.plate("column"):
-        place = sample("position", Normal(view.site, prior.reach).to_event(1))
-        A = sample("column_intensity", prior.column_intensity)
+    place = sample("position", Normal(view.site, prior.reach).to_event(2))
+    A = sample("column_intensity", prior.column_intensity.expand([len(place)]).to_event(1))
     mean = mean_image(view, place, A, w, b)
     extra = view.floor + (view.excess if view.has("excess") else 0.0)
     observe("intensity", Counts(mean, view.gain, extra, view.least))
