@@ -38,6 +38,8 @@ MOST_KEPT = 40
 # Steps of the grid in standard deviations, and nats below the top where it ends.
 STEP, DEEP = 1.0, 6.0
 SIZES = 33
+# What is summed over on the grid.
+NUMBERS = ("noise", "ripple", "spread")
 # Waves of the drift down the frame. The longest is twice the frame, and the slope's variance falls with the square.
 DRIFTS = 6
 
@@ -249,6 +251,8 @@ class Fit:
 
     def __init__(self, cells: View, prior: Prior, mask: Tensor | None = None) -> None:
         self.prior = prior
+        free = [n for n in (*NUMBERS, "size") if not isinstance(prior[n], float)]
+        self.logs = {name: _log_scale(prior[name]) for name in free}
         self.options = hypotheses(cells.attrs["reference"])
         self.waves = waves(cells, float(prior.length))
         self.spacing = float(cells.attrs["spacing"])
@@ -340,7 +344,7 @@ class Fit:
         entry = self.prior.size
         if isinstance(entry, float):
             return torch.tensor([entry], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-        middle, wide = _log_scale(entry)
+        middle, wide = self.logs["size"]
         grid = torch.linspace(middle - 4 * wide, middle + 4 * wide, SIZES, dtype=torch.float64)
         density = entry.log_prob(grid.exp()) + grid
         return grid.exp(), torch.softmax(density, 0)
@@ -410,13 +414,7 @@ class Fit:
 
     def known(self) -> dict[str, float]:
         """The same numbers where they are known, and any value where a hypothesis has none."""
-        names = ("noise", "ripple", "spread")
-        return {
-            n: self.prior[n]
-            if isinstance(self.prior[n], float)
-            else math.exp(_log_scale(self.prior[n])[0])
-            for n in names
-        }
+        return {n: math.exp(self.logs[n][0]) if n in self.logs else self.prior[n] for n in NUMBERS}
 
     def log_density(self, which: int, logs: dict[str, float]) -> float:
         """Log likelihood and prior of the three numbers, in their logarithms."""
@@ -460,15 +458,15 @@ class Fit:
         """The mode in the logarithms, and the steps of the grid around it."""
         from scipy.optimize import minimize
 
-        scales = [_log_scale(self.prior[name]) for name in names]
+        scales = [self.logs[name] for name in names]
         middle, wide = np.array([s[0] for s in scales]), np.array([s[1] for s in scales])
 
         def down(point: np.ndarray) -> float:
             return -self.log_density(which, dict(zip(names, point.tolist(), strict=True)))
 
-        order = [("noise", "ripple", "spread").index(name) for name in names]
+        order = [NUMBERS.index(name) for name in names]
         starts = [middle + wide * np.array(shift)[order] for shift in sorted(set(STARTS))]
-        if not names or "spread" not in names:
+        if "spread" not in names:
             starts = starts[::3]
         start = min(starts, key=down)
         simplex = np.vstack([start, start + np.diag(0.5 * wide)])
