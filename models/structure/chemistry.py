@@ -15,8 +15,8 @@ from .phase_map import blocks
 
 __all__ = ["Slopes", "chemistry", "slopes"]
 
-# Regions along each side of the data, at most; and the least number of regions that give an error.
-ALONG, LEAST = 10, 9
+# Regions along each side of the data, and the least number of regions that give an error.
+ALONG, LEAST = (10, 6, 4, 3), 9
 # Species beyond so many are not told apart.
 MOST_SPECIES = 4
 
@@ -96,17 +96,27 @@ def slopes(amplitude: np.ndarray, properties: np.ndarray, position: np.ndarray) 
 def _variance(
     standard: np.ndarray, residual: np.ndarray, inverse: np.ndarray, position: np.ndarray
 ) -> np.ndarray:
-    """Variance of each slope, (amplitude, property): the larger of that of regions and that of single atoms."""
+    """Variance of each slope, (amplitude, property): the largest that single atoms or regions of any size give.
+
+    Regions must be wider than what is alike in them, and many: neither is known beforehand.
+    """
     count, freedom = len(standard), max(1, len(standard) - standard.shape[1] - 1)
-    alone = residual.var(0)[:, None] * count / freedom * np.diagonal(inverse)
-    region = blocks(position, float(np.ptp(position, axis=0).max()) / ALONG + 1e-9)
-    regions = int(region.max()) + 1
-    if regions < LEAST:
-        return np.asarray(alone)
-    found = np.empty_like(alone)
-    for j, off in enumerate(residual.T):
+    found = residual.var(0)[:, None] * count / freedom * np.diagonal(inverse)
+    side = float(np.ptp(position, axis=0).max()) * (1 + 1e-9)
+    for along in ALONG:
+        region = blocks(position, side / along)
+        if int(region.max()) + 1 >= LEAST:
+            found = np.maximum(found, _sandwich(standard, residual, inverse, region))
+    return np.asarray(found)
+
+
+def _sandwich(
+    standard: np.ndarray, residual: np.ndarray, inverse: np.ndarray, region: np.ndarray
+) -> np.ndarray:
+    """Variance of each slope where only regions are independent (Liang and Zeger, Biometrika 73 (1986) 13)."""
+    regions, found = int(region.max()) + 1, []
+    for off in residual.T:
         pull = np.zeros((regions, standard.shape[1]))
         np.add.at(pull, region, standard * off[:, None])
-        sandwich = inverse @ (pull.T @ pull) @ inverse * regions / (regions - 1)
-        found[j] = np.diagonal(sandwich)
-    return np.maximum(found, alone)
+        found.append(np.diagonal(inverse @ (pull.T @ pull) @ inverse) * regions / (regions - 1))
+    return np.stack(found)
