@@ -16,7 +16,8 @@
 # In a textbook an atom has a point group. In an image it has neighbours, each seen at a place that is a few picometres
 # off. No three bonds are ever equal there, so a handful of neighbours never *proves* a symmetry. What they give is a
 # probability for each symmetry, and what was thought of the material beforehand is part of it. This lesson works that
-# out by hand, and then walks into four traps.
+# out by hand, and then walks into the traps: a scan that is not square, a shell that is too poor, an average that is
+# too rich.
 #
 # You need no statistics beyond the normal distribution. Everything here runs in about a minute.
 
@@ -85,6 +86,7 @@ def projector(group, vectors):
     """Mean of what the operations do: turn every vector, and put it into the slot where it lands."""
     total = 0
     for matrix in group:
+        # Within 1 pm it is the same place.
         apart = np.linalg.norm(vectors[:, None] - vectors @ matrix.T, axis=2)
         total = total + np.kron(apart < 1.0, matrix)
     return total / len(group)
@@ -188,8 +190,8 @@ ax.legend(frameon=False)
 # %% [markdown]
 # With a tiny $\tau$ all three say the same, "it is the motif", and stay at a third; a little further up C1 leads, which
 # has the most directions to give way in. With a huge $\tau$ D1 and C1 bet on bonds as long as the sheet, lose these
-# bets, and D3 wins *whatever the data*: a vague prior is not a modest one. In between (grey: strains that crystals
-# have) the data speak. The probability of a symmetry without its $\tau$ is half an answer.
+# bets, and in the end D3 wins *whatever the data*: a vague prior is not a modest one. In between (grey: strains that
+# crystals have) the data speak. The probability of a symmetry without its $\tau$ is half an answer.
 #
 # **Question.** A bond is longer by two standard deviations, which many would call significant. Who wins here, and why?
 #
@@ -216,16 +218,9 @@ ax.legend(frameon=False)
 # once, besides, the stated errors of the positions are taken for all the noise there is.
 
 # %%
+still = {"gives": "atoms", "drift": 0.0, "disorder": 0.001}
 sheet = atomzoo.simulate(
-    "graphene",
-    gives="atoms",
-    seed=2,
-    field=2.2,
-    tilt=20.0,
-    shear=0.05,
-    drift=0.0,
-    disorder=0.001,
-    precision=0.0015,
+    "graphene", seed=2, field=2.2, tilt=20.0, shear=0.05, precision=0.0015, **still
 )
 perfect = {
     "scale": "Normal(1, 1e-4)",
@@ -272,7 +267,7 @@ for origin in told["origin"].values:
 # On the left the grains are regular; the pentagons and heptagons of the boundary (red dots) and some of their
 # neighbours are not. In the middle the shear had nowhere to go but into the noise, which is more than it was, and sites
 # that do differ drown in it. On the right it could not go there either, and hardly a threefold site is left in a sheet
-# of perfect hexagons. The evidence knows: it prefers the free scan by more than a hundred. Gray atoms are at the rim,
+# of perfect hexagons. The evidence knows: it prefers the free scan by more than a hundred. Grey atoms are at the rim,
 # where the shell is cut; they are left out.
 #
 # The *observed* shear is known well. How it divides into the scan's and the crystal's is not, as the larger errors say:
@@ -348,8 +343,8 @@ fig.tight_layout()
 # %% [markdown]
 # Dotted on the left are the mirror lines that the twist has broken, on the right odds of 20 to 1. A program that splits
 # probability between C3 and D3 on one shell splits it between two names of one thing. (What is left of a difference
-# there is that a twist along the tangent makes bonds a little longer as well.) The same trap has other forms: a
-# fourfold axis on one shell of four, a glide line in a motif too poor to have a hand.
+# there is that a twist along the tangent makes bonds a little longer as well.) It is the
+# same with C4 and D4 on one shell of four, and with C6 and D6 on one of six.
 #
 # **Question.** Two of the three neighbours are of one species and the third is of another, and the species are known.
 # Which groups are left to choose between?
@@ -421,7 +416,7 @@ for name, (scan, senses) in cases.items():
     for n in cells:
         errors = scan**2 * one + per_cell**2 * len(senses) / n * np.eye(len(senses))
         crystal = np.outer(sense, sense)
-        # Mean over the noise: the difference as it is, and the scan off by one standard deviation either way.
+        # The scan is off by one standard deviation, one way or the other.
         logs = [
             [log_evidence(truth * sense + off, 0.0, v * crystal + errors) for v in (width**2, 0.04)]
             for off in (-scan, scan)
@@ -439,18 +434,9 @@ ax.legend(frameon=False)
 # a *cubic* crystal through a scan that stretches by 1 %, for one who believes in the scan, and for one who does not:
 
 # %%
+BaTiO3 = {"material": "BaTiO3", "rotation": 0.0, "shear": 0.0, **still}
 stretched = atomzoo.simulate(
-    "perovskite",
-    gives="atoms",
-    material="BaTiO3",
-    state="cubic",
-    seed=3,
-    field=5.0,
-    stretch=1.01,
-    shear=0.0,
-    drift=0.0,
-    rotation=0.0,
-    precision=0.005,
+    "perovskite", state="cubic", seed=3, field=5.0, stretch=1.01, precision=0.005, **BaTiO3
 )
 for prior in ("calibrated", "vague"):
     run = atomzoo.fit("unit_cell", stretched, prior=prior, predictive=0)
@@ -467,10 +453,10 @@ for prior in ("calibrated", "vague"):
 #
 # ## 5. A crystal that is cubic on average
 #
-# Above 120 °C BaTiO3 is cubic: so says diffraction, which sees the mean of all cells. Yet titanium is in the middle of
-# hardly any of them. It sits off the centre, along one of the eight ⟨111⟩, in each cell along another; the mean of the
-# eight is the centre. Seen along an edge of the cube, the eight are four, the ⟨11⟩ of the picture. Two crystals, one of
-# them truly cubic:
+# Above 120 °C BaTiO3 is cubic: so say the Bragg peaks of diffraction, which are of the mean of all cells. Yet titanium
+# is in the middle of hardly any of them. It sits off the centre, along one of the eight ⟨111⟩, in each cell along
+# another; the mean of the eight is the centre. Seen along an edge of the cube, the eight are four, the ⟨11⟩ of the
+# picture. Two crystals, one of them truly cubic:
 
 # %%
 sigma = 4.0
@@ -480,16 +466,12 @@ def off_centre(state):
     """Displacements (pm) of Ti from the middle of its four Ba, and their noise in each coordinate."""
     atoms = atomzoo.simulate(
         "perovskite",
-        gives="atoms",
-        material="BaTiO3",
         state=state,
         seed=4,
         field=6.0,
         off_centre=0.02,
-        rotation=0.0,
-        disorder=0.0,
-        drift=0.0,
         precision=sigma / 1000,
+        **BaTiO3,
     )
     place, bright = 1000 * atoms["position"].values, atoms["intensity"].values
     heavy = bright > bright.max() / 2
@@ -543,25 +525,21 @@ def log_normal(rest, variance):
     return -0.5 * (rest.shape[-1] * np.log(2 * np.pi * variance) + (rest**2).sum(-1) / variance)
 
 
-def mean_over_lengths(logs):
-    return logsumexp(logs) - np.log(len(logs))
+def four_sites(shift, error, length):
+    logs = [log_normal(shift - length * way, error**2) for way in FOUR]
+    return (logsumexp(logs, axis=0) - np.log(4)).sum()
 
 
 def stories(shift, error):
-    one_way = np.eye(len(shift)) * error**2 + 15.0**2
-    four = [
-        (
-            logsumexp([log_normal(shift - s * way, error**2) for way in FOUR], axis=0) - np.log(4)
-        ).sum()
-        for s in lengths
-    ]
+    """ln evidence of each story; a length is anything up to 30 pm, a common displacement about 15 pm."""
+    alike = np.eye(len(shift)) * error**2 + 15.0**2
+    scattered = [log_normal(shift, error**2 + s**2).sum() for s in lengths]
+    sites = [four_sites(shift, error, s) for s in lengths]
     return {
         "in the middle": log_normal(shift, error**2).sum(),
-        "all displaced alike": sum(log_evidence(axis, 0.0, one_way) for axis in shift.T),
-        "scattered anyhow": mean_over_lengths(
-            [log_normal(shift, error**2 + s**2).sum() for s in lengths]
-        ),
-        "one of four sites": mean_over_lengths(four),
+        "all displaced alike": sum(log_evidence(axis, 0.0, alike) for axis in shift.T),
+        "scattered anyhow": logsumexp(scattered) - np.log(len(lengths)),
+        "one of four sites": logsumexp(sites) - np.log(len(lengths)),
     }
 
 
@@ -609,9 +587,10 @@ ax.legend(frameon=False)
 
 # %% [markdown]
 # Where the noise is twice the displacement, a hundred cells give away that something is displaced, and ten thousand
-# what. An average of all these cells gives away neither. (A column holds many titanium atoms, one above the other; if
-# they were displaced independently of each other, their mean would shrink with the root of their number, and no
-# projection would show it. In BaTiO3 they go along in chains.)
+# what. An average of all these cells gives away neither. (The simulation displaces whole columns. In a crystal a column
+# holds many titanium atoms; as far as these are displaced independently of each other, their mean shrinks with the root
+# of their number, and the projection of a thick specimen is one more average. Diffuse scattering of BaTiO3 speaks of
+# chains of atoms displaced alike *along* the chain; what a column shows is displaced *across* it.)
 #
 # **Question.** The noise was said to be 4 pm, and is 5 pm. Which of the two curves is to be believed?
 #
@@ -714,19 +693,6 @@ ratio = np.sqrt(1 + across**2 / probe**2)
 electrons = (3 / np.log(ratio)) ** 2
 print(f"longer by {100 * (ratio - 1):.1f} %; for three standard errors {electrons:.0f} electrons")
 
-count = 5000
-variant = rng.integers(0, 2, (400, count))[..., None]
-along, across_it = np.moveaxis(
-    (probe * rng.standard_normal((400, count, 2)) + length * np.where(variant, [1, 0], [0, 1]))
-    @ (np.array([[1, 1], [1, -1]]) / np.sqrt(2)),
-    -1,
-    0,
-)
-measured = np.log(across_it.std(1) / along.std(1))
-print(
-    f"{count} electrons in one column: ln of the ratio {measured.mean():.4f} ± {measured.std():.4f}"
-    f" (expected {np.log(ratio):.4f} ± {1 / np.sqrt(count):.4f})"
-)
 
 # %% [markdown]
 # That is without background, neighbours and astigmatism, of which the last makes all columns longer along one
@@ -782,8 +748,8 @@ print(
 # 2. 15.6 pm; 11.7 pm with $\tau$ = 10 pm. A wider prior asks for more.
 # 3. Nothing, but the axis: by 1 % it is the same image. "Tetragonal" with a Bayes factor of $e^{45}$ under
 #    `calibrated`, "cannot decide" under `vague`.
-# 4. The mixture, by 174, as it does for two halves: it does not care where the cells are. The wall has two domains of
-#    which each is half wrong wherever it runs, and pays for cells of 15 pm in the wrong direction more than one variant
-#    pays, which is halfway from all of them.
+# 4. The mixture, by about 175, as for two halves: it does not care where the cells are. With a wall, half of the cells
+#    are on the wrong side wherever it runs, and are missed by more than the one variant, halfway between, misses all of
+#    them.
 #
 # </details>
