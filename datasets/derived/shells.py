@@ -2,14 +2,15 @@
 
 Slots are sorted by shell, then by angle, so that slot 0 of a shell is followed anticlockwise by slot 1; the second
 shell starts where the nominal arrangement has its first slot. `angle` and `radius` tell that arrangement: regular
-polygons, the second turned against the first by nothing or by half a step, whichever the data show.
+polygons, the second turned against the first by nothing or by half a step, whichever the data show. Where sublattices
+are told apart, `side` is 1 for atoms of one and -1 for those of the other.
 
 Settings, all numbers:
 
 - `first`: neighbours in the first shell; 0 finds it, by the widest gap in the distances;
 - `second`: neighbours in the second shell, a multiple of the first; 0 for none;
 - `like`: 1 where all atoms count; 0 where the first shell is of the other sublattice and the second of the atom's own.
-  Sublattices are species where the data have them, else the brighter and the dimmer atoms;
+  Sublattices are species where there are two, else the brighter and the dimmer atoms;
 - `centres`: 0 for shells around every atom, 1 around the brighter sublattice only, told by intensity;
 - `bond`: nominal distance of the first shell in nm; 0 for that of the data.
 
@@ -69,7 +70,12 @@ add_kind(
             "angle": (("slot",),),
             "radius": (("slot",),),
         },
-        {"neighbour_atom": ("atom", "slot"), "species": ("atom",), "intensity": ("atom",)},
+        {
+            "neighbour_atom": ("atom", "slot"),
+            "side": ("atom",),
+            "species": ("atom",),
+            "intensity": ("atom",),
+        },
         codes=("shell", "neighbour_atom", "species"),
         least={"slot": FEWEST},
         unit=("atom",),
@@ -115,7 +121,8 @@ def shells(data: xr.Dataset, settings: Mapping[str, float]) -> xr.Dataset:
             f"shells: {why}, and none is left of {len(position)}; take a larger field or fewer neighbours"
         )
     slots, offset = _in_slots(position, found[atoms], atoms, first)
-    return _dataset(data, atoms, slots, first, offset, _nominal(radii, settings), why)
+    made = _dataset(data, atoms, slots, first, offset, _nominal(radii, settings), why)
+    return made if kinds is None else validate(made.assign(side=("atom", 2 * kinds[atoms] - 1)))
 
 
 def _count(settings: Mapping[str, float], name: str) -> int:
@@ -207,10 +214,12 @@ def inside(position: np.ndarray, room: float) -> np.ndarray:
 
 
 def sublattices(data: xr.Dataset) -> np.ndarray:
-    """A number for the sublattice of every atom: its species, else whether it is of the brighter half."""
+    """0 or 1, the sublattice of every atom: by species where there are two, else by brightness."""
     if "species" in data:
-        _, kinds = np.unique(data["species"].values, return_inverse=True)
-        return kinds.astype(np.int64)
+        names, kinds = np.unique(data["species"].values, return_inverse=True)
+        # More are substitutes, and which of them share a sublattice is told by their brightness if at all.
+        if len(names) == 2:
+            return kinds.astype(np.int64)
     return _brighter(data).astype(np.int64)
 
 
@@ -218,7 +227,7 @@ def _brighter(data: xr.Dataset) -> np.ndarray:
     """Whether an atom is of the brighter of two groups, cut where the variance between them is largest (Otsu)."""
     if "intensity" not in data:
         raise DataError(
-            "shells: sublattices are told by species or intensity, and these atoms have neither; "
+            "shells: sublattices are told by two species or by intensity, and these atoms have neither; "
             "take like=1 and centres=0"
         )
     bright = data["intensity"].values.astype(float)

@@ -26,7 +26,8 @@ __all__ = ["ODD", "Arrangement", "Group", "Site", "circle", "distinct_groups", "
 NODE = math.sqrt(1.5)
 OUTER, MIDDLE = math.exp(1.5) / 6 / math.sqrt(math.pi), 2 / 3 / math.sqrt(math.pi)
 # The least curvature, as a share of the largest that is possible: two peaks that merge have none.
-FLAT = 0.1
+FLAT = 0.03
+NEWTON = 2
 # Of an exponent above the peak that was found; neighbours that fit nothing may have a higher one elsewhere.
 HIGHEST = 300.0
 TINY = 1e-300
@@ -253,16 +254,20 @@ def _peak(br: Tensor, bi: Tensor, cr: Tensor, ci: Tensor) -> tuple[Tensor, Tenso
     size = torch.sqrt(cr * cr + ci * ci) + TINY
     x = torch.sqrt((0.5 + 0.5 * cr / size).clamp(min=0))
     y = torch.copysign(torch.sqrt((0.5 - 0.5 * cr / size).clamp(min=0)), ci)
-    pull = 4 * torch.copysign(size, br * x + bi * y)
+    # A second term that has no peak near that of the first only widens it.
+    agree = cr * (br * br - bi * bi) + 2 * ci * br * bi > 0
+    pull = 4 * torch.copysign(size * agree, br * x + bi * y)
     x, y = br + pull * x, bi + pull * y
     scale = torch.rsqrt(x * x + y * y + TINY)
     x, y = x * scale, y * scale
-    b0, b1, c0, c1 = _seen_from((x, y), br, bi, cr, ci)
-    # What is left is of third order in the angle between the two; one step of Newton's method leaves the ninth.
-    t = 0.5 * ((b1 + 2 * c1) / _curvature(b0, b1, c0, c1)).clamp(-0.25, 0.25)
-    scale = 1 / (1 + t * t)
-    cos, sin = (1 - t * t) * scale, 2 * t * scale
-    return x * cos - y * sin, y * cos + x * sin
+    # What is left is of third order in the angle between the two; each of Newton's steps takes the third power.
+    for _ in range(NEWTON):
+        b0, b1, c0, c1 = _seen_from((x, y), br, bi, cr, ci)
+        t = 0.5 * ((b1 + 2 * c1) / _curvature(b0, b1, c0, c1)).clamp(-0.25, 0.25)
+        scale = 1 / (1 + t * t)
+        cos, sin = (1 - t * t) * scale, 2 * t * scale
+        x, y = x * cos - y * sin, y * cos + x * sin
+    return x, y
 
 
 def _curvature(b0: Tensor, b1: Tensor, c0: Tensor, c1: Tensor) -> Tensor:
@@ -277,13 +282,15 @@ class Site:
     Attributes:
         arrangement: nominal slots.
         radius: nominal distance of each shell, (shell,).
-        spread: standard deviation of a site's own template about the motif, τ.
+        breath: standard deviation of what every group allows, such as a longer bond, τ₀.
+        spread: standard deviation of what a lower group allows besides, τ.
         odd: the same, and much wider, for a site whose neighbours are not this arrangement.
         noise: standard deviation of every position beyond its measurement error.
     """
 
     arrangement: Arrangement
     radius: Tensor
+    breath: Tensor
     spread: Tensor
     odd: Tensor
     noise: Tensor
@@ -294,20 +301,30 @@ class Site:
         back: Tensor,
         centre: Tensor,
         shells: Tensor,
+        shift: Tensor | None = None,
         nudge: Tensor | None = None,
     ) -> Tensor:
         """Log evidence of every hypothesis for every atom, (hypothesis, atom), orientation and numbering summed out.
+
+        The template of a site differs from the motif by `breath` in what the highest group allows, and by `spread` in
+        what its own group allows besides; a turn of all shells together is the orientation, and none of that.
 
         Args:
             seen: neighbour vectors as seen, (atom, slot, 2).
             back: matrices that undo the distortion, (atom, 2, 2) or (1, 2, 2).
             centre: variance of each atom's own position, (atom,).
             shells: variance of its neighbours' positions by shell, (atom, shell).
+            shift: of the first shell as a whole as it is seen, (atom, 2).
             nudge: added to the linear term in the orientation, (2, atom); its gradient is the mean of (cos θ, sin θ).
         """
         real, imaginary = self._undone(seen, back)
+        if shift is not None:
+            # It is the same in all slots, and so a matter of h = 0 alone.
+            moved = math.sqrt(self.arrangement.first) * (back @ shift[..., None])[..., 0].mT
+            real, imaginary = (_less(p, m) for p, m in zip((real, imaginary), moved, strict=True))
         variance = self.noise**2 + shells.mT
-        told, free, loose = (1 / (variance + extra**2) for extra in (0.0, self.spread, self.odd))
+        widths = (0.0, self.breath, self.spread, self.odd)
+        told, known, free, loose = (1 / (variance + width**2) for width in widths)
         squares = self._by_shell(real**2 + imaginary**2)
         sums = [self._by_shell(part[:, 0]) for part in (real, imaginary)]
         motif = [self._by_shell(part[:, 1]) for part in (real, imaginary)]
@@ -315,10 +332,15 @@ class Site:
         held, freed, adrift = (
             self._gaussian(p, squares, common, sums) for p in (told, free, loose)
         )
-        pairs = self._pairs(real, imaginary, told - free, freed.cross, held.cross)
-        cost = held.log.sum(-2)
-        by_group = self._by_group(freed.log - held.log, self._oriented(free, motif, nudge), pairs)
-        regular = cost + self._motif(free) + by_group
+        breathing = self._one(known, squares[:, 1]) - held.log[1]
+        twist = self._twist(free, motif)
+        gain = freed.log - held.log
+        pairs = self._pairs(
+            real, imaginary, told, free, known, freed.cross, held.cross, twist.cross
+        )
+        b = self._oriented(known, motif, nudge)
+        by_group = self._by_group(gain, breathing, gain[1] + twist.log, b, pairs)
+        regular = held.log.sum(-2) + self._motif(known) + by_group
         odd = (
             adrift.log.sum(-2) + self._motif(loose) + _turning(self._oriented(loose, motif, nudge))
         )
@@ -366,21 +388,45 @@ class Site:
         squared = kappa * (x * x - y * y), kappa * 2 * x * y
         return _Gaussian(torch.cat([log[:1] + extra, log[1:]]), squared)
 
+    def _one(self, precision: Tensor, squares: Tensor) -> Tensor:
+        """Log density of one harmonic (atom,) by its squares (shell, atom)."""
+        return (self._orbits * torch.log(precision) - 0.5 * precision * squares).sum(-2)
+
+    def _twist(self, free: Tensor, motif: list[Tensor]) -> _Gaussian:
+        """What a group without mirror lines has less than `free`, since the turn of all shells is the orientation."""
+        unit = self.radius[:, None] / torch.sqrt((self._orbits[:, 0] * self.radius**2).sum())
+        less = self.spread**2 - self.breath**2
+        left = 1 - less * (self._orbits * unit**2 * free).sum(-2)
+        gamma = less / left
+        x, y = ((free * unit * part).sum(-2) for part in motif)
+        log = -torch.log(left) - 0.5 * gamma * (x * x + y * y)
+        return _Gaussian(log, (gamma * (x * x - y * y), gamma * 2 * x * y))
+
     def _pairs(
         self,
         real: Tensor,
         imaginary: Tensor,
-        lost: Tensor,
+        told: Tensor,
+        free: Tensor,
+        known: Tensor,
         freed: tuple[Tensor, Tensor],
         held: tuple[Tensor, Tensor],
+        twist: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """A quarter of Σ V V′ of mirror images, each by the precision that it loses, (h, atom)."""
+        """A quarter of Σ V V′ of mirror images, each by the precision that its own image loses against the other.
+
+        One row a harmonic for groups with mirror lines, and a last one for those without, where h = 1 may twist.
+        """
         x, y = real[self.arrangement.mirrored], imaginary[self.arrangement.mirrored]
         cross = real * x - imaginary * y, real * y + imaginary * x
         found = []
-        for part, one, other in zip(cross, freed, held, strict=True):
-            total = (lost[:, None] * self._by_shell(part)).sum(0)
-            found.append(0.25 * torch.cat([total[:1] + one - other, total[1:]]))
+        for part, one, other, extra in zip(cross, freed, held, twist, strict=True):
+            by_shell = self._by_shell(part)
+            rows = ((told - free)[:, None] * by_shell).sum(0)
+            breathing = ((told - known) * by_shell[:, 1]).sum(0)
+            twisting = ((free - known) * by_shell[:, 1]).sum(0) + extra
+            parts = [rows[:1] + one - other, breathing[None], rows[2:], twisting[None]]
+            found.append(0.25 * torch.cat(parts))
         return found[0], found[1]
 
     def _oriented(self, precision: Tensor, motif: list[Tensor], nudge: Tensor | None) -> Tensor:
@@ -394,18 +440,31 @@ class Site:
         square = (self._orbits * self.radius[:, None] ** 2 * precision).sum(-2)
         return -0.5 * self.arrangement.first * square
 
-    def _by_group(self, gain: Tensor, b: Tensor, pairs: tuple[Tensor, Tensor]) -> Tensor:
+    def _by_group(
+        self,
+        gain: Tensor,
+        breathing: Tensor,
+        twisting: Tensor,
+        b: Tensor,
+        pairs: tuple[Tensor, Tensor],
+    ) -> Tensor:
         """What each group gains by what it leaves free, the orientation integrated out, (group, atom)."""
         shape, groups = self.arrangement, distinct_groups(self.arrangement)
-        # Of a group with mirror lines half of each harmonic is free.
-        share = [shape.kept(g) * (0.5 if g.axes else 1.0) for g in groups]
-        freed = torch.as_tensor(np.stack(share)) @ gain
-        wheel = np.stack([shape.phases(k).conj() * shape.kept(g) for g in groups for k in g.axes])
+        # Of a group with mirror lines half of each harmonic is free; of h = 1 one half is everyone's.
+        share = np.stack([shape.kept(g) * (0.5 if g.axes else 1.0) for g in groups])
+        share[:, 1] = [0.0 if g.axes else 0.5 for g in groups]
+        gain = torch.cat([gain[:1], twisting[None], gain[2:]])
+        freed = torch.as_tensor(share) @ gain + 0.5 * breathing
+        lines = [shape.phases(k).conj() * shape.kept(g) for g in groups for k in g.axes]
+        wheel = np.pad(np.stack(lines), ((0, 1), (0, 1)))
+        wheel[-1, -1] = 1.0
         cos, sin = torch.as_tensor(wheel.real.copy()), torch.as_tensor(wheel.imag.copy())
         c = cos @ pairs[0] - sin @ pairs[1], cos @ pairs[1] + sin @ pairs[0]
-        lines = circle((b[0], b[1]), c).split([len(g.axes) for g in groups if g.axes])
-        mirrored, turning = iter(lines), _turning(b)
-        oriented = [_mean(next(mirrored)) if group.axes else turning for group in groups]
+        *lines, turning = circle((b[0], b[1]), c).split(
+            [*(len(g.axes) for g in groups if g.axes), 1]
+        )
+        mirrored = iter(lines)
+        oriented = [_mean(next(mirrored)) if group.axes else turning[0] for group in groups]
         return freed + torch.stack(oriented)
 
 
@@ -414,6 +473,13 @@ class _Gaussian(NamedTuple):
 
     log: Tensor
     cross: tuple[Tensor, Tensor]
+
+
+def _less(harmonics: Tensor, moved: Tensor) -> Tensor:
+    """Harmonics without a shift of the first orbit."""
+    first = harmonics[:1]
+    left = torch.cat([first[:, :1] - moved, first[:, 1:]], 1)
+    return torch.cat([left, harmonics[1:]])
 
 
 def _mean(logs: Tensor) -> Tensor:

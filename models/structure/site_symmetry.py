@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,29 +22,41 @@ __all__ = ["SiteVectors", "groups_of", "site_symmetry"]
 
 SYMBOLS = {
     "noise": "σ",
+    "inflation": "κ",
     "scale": "s",
     "stretch": "q",
     "shear": "γ",
     "strain": "ε",
     "size": "ln a/a₀",
     "drift": "∂u/∂y",
+    "offset": "δ",
     "weights": "w",
 }
 # Atoms whose evidence is worked out together: what it takes then fits into a processor's cache.
 TOGETHER = 4096
 # Draws that what follows for every atom is averaged over; their spread is small against the classes' own.
 FEW = 8
-# How far sites may stray from the motif, in bonds, for one who knows nothing: what the flag `prior_driven` compares to.
-OPEN_SPREAD = 0.12
-# The same for neighbours that are not the shell, as next to a vacancy: about as far as to the next slot's edge.
-ODD_SPREAD = 0.4
+# How far sites may stray from the motif, in bonds: in what every group allows, in what a lower group allows besides,
+# and where the neighbours are not the shell, as next to a vacancy, when they may be anywhere up to the next slot.
+WIDTHS = ("breath", "spread", "odd")
+PARAMETERS = (
+    "noise",
+    "inflation",
+    "size",
+    "scale",
+    "stretch",
+    "shear",
+    "strain",
+    "drift",
+    "offset",
+)
 COMPONENTS = ("dilation", "stretch", "shear")
 
 # A scan's matrix is scale · ((1, shear), (0, stretch)) with more in its second column as the frame drifts.
 SCAN = {
-    "scale": Normal(1.0, 0.03),
-    "stretch": Normal(1.0, 0.03),
-    "shear": Normal(0.0, 0.03),
+    "scale": Normal(1.0, 0.05),
+    "stretch": Normal(1.0, 0.05),
+    "shear": Normal(0.0, 0.05),
     "drift": Normal(0.0, 0.01).expand([2, 2]).to_event(2),
 }
 VAGUE = prior_set(
@@ -57,11 +69,14 @@ VAGUE = prior_set(
     like=1,
     centres=0,
     bond=0,
-    spread=OPEN_SPREAD,
-    odd=ODD_SPREAD,
+    breath=0.03,
+    spread=0.12,
+    odd=0.4,
     noise="HalfNormal(0.05 * radius.low)",
+    inflation="LogNormal(0, 0.3)",
     size=Normal(0.0, 0.05),
     strain=Normal(0.0, 0.01).expand([2]).to_event(1),
+    offset=0,
     weights="Dirichlet([1])",
     **SCAN,
 )
@@ -75,6 +90,7 @@ def material(
         "first": first,
         "second": second,
         "bond": bond,
+        "breath": 0.01,
         "spread": spread,
         "noise": HalfNormal(0.01),
         "size": Normal(0.0, 0.003),
@@ -102,6 +118,8 @@ PRIORS = {
         "Metal sites, told by their brightness: three columns of sulfur and six of metal in projection. "
         + LENGTHS,
         centres=1,
+        like=0,
+        offset=Normal(0.0, 0.01).expand([2]).to_event(1),
     ),
     "SrTiO3": material(0.2761, 4, 4, 0.03, 0.005, TETRAGONAL, like=0),
     "BaTiO3": material(0.2833, 4, 4, 0.05, 0.01, TETRAGONAL, like=0),
@@ -126,6 +144,7 @@ class SiteVectors(TorchDistribution):
     Args:
         site: what all have in common.
         distortion: matrices from the specimen to what is seen, (atom, 2, 2).
+        shift: of the first shell against the centre as it is seen, (atom, 2).
         centre: variance of every atom's own position beyond `site.noise`, (atom,).
         neighbours: the same for its neighbours, by shell, (atom, shell).
         group: index of every site's hypothesis; one that is enumerated has shape (group, 1).
@@ -135,9 +154,15 @@ class SiteVectors(TorchDistribution):
     support = constraints.independent(constraints.real, 2)
 
     def __init__(
-        self, site: Site, distortion: Tensor, centre: Tensor, neighbours: Tensor, group: Tensor
+        self,
+        site: Site,
+        distortion: Tensor,
+        shift: Tensor,
+        centre: Tensor,
+        neighbours: Tensor,
+        group: Tensor,
     ) -> None:
-        self.site, self.distortion = site, distortion
+        self.site, self.distortion, self.shift = site, distortion, shift
         self.centre, self.neighbours, self.group = centre, neighbours, group
         batch = torch.Size(np.broadcast_shapes(group.shape, (len(centre),)))
         super().__init__(batch, torch.Size([site.arrangement.slots, 2]), validate_args=False)
@@ -146,13 +171,13 @@ class SiteVectors(TorchDistribution):
         """The same for a batch of hypotheses."""
         if tuple(batch_shape) == tuple(self.batch_shape):
             return self
-        parts = self.site, self.distortion, self.centre, self.neighbours
+        parts = self.site, self.distortion, self.shift, self.centre, self.neighbours
         return SiteVectors(*parts, self.group.expand(batch_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Evidence of every site's hypothesis, orientation and numbering of the slots summed out."""
         back = _inverse(self.distortion)
-        every = self.site.evidence(value, back, self.centre, self.neighbours)
+        every = self.site.evidence(value, back, self.centre, self.neighbours, self.shift)
         index = self.group.long()
         flat = index.reshape(-1, index.shape[-1] if index.dim() else 1)
         chosen = torch.gather(every, 0, flat.expand(len(flat), every.shape[-1]))
@@ -162,16 +187,9 @@ class SiteVectors(TorchDistribution):
         """Sites drawn: orientation, numbering, template, noise, distortion."""
         shape = self.site.arrangement
         group = self.group.long().expand(sample_shape + self.batch_shape)
-        flat = group.reshape(-1)
         like = {"dtype": torch.float64}
-        free = torch.randn(len(flat), shape.slots, 2, **like)
-        projectors, first, count = _projectors(shape)
-        lines = first[flat] + (torch.rand(len(flat)) * count[flat]).long()
-        for line in torch.unique(lines):
-            here = lines == line
-            free[here] *= self.site.odd if line == len(projectors) - 1 else self.site.spread
-            free[here] = (free[here].flatten(1) @ projectors[line]).reshape(-1, shape.slots, 2)
-        theta = 2 * torch.pi * torch.rand(len(flat), **like)
+        free = _templates(self.site, group.reshape(-1))
+        theta = 2 * torch.pi * torch.rand(len(free), **like)
         cos, sin = torch.cos(theta), torch.sin(theta)
         turn = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
         seen = (_motif(self.site) + free) @ turn.mT
@@ -181,7 +199,9 @@ class SiteVectors(TorchDistribution):
         of_centre = torch.sqrt(self.site.noise**2 + self.centre)[..., None, None]
         seen = seen + of_slot * torch.randn(seen.shape, **like)
         seen = seen - of_centre * torch.randn(*group.shape, 1, 2, **like)
-        return seen @ self.distortion.mT
+        seen = seen @ self.distortion.mT
+        seen[..., : shape.first, :] += self.shift[..., None, :]
+        return seen
 
 
 def _shell(shape: Arrangement) -> Tensor:
@@ -195,17 +215,26 @@ def _motif(site: Site) -> Tensor:
     return torch.stack([torch.cos(angle), torch.sin(angle)], -1) * radius[:, None]
 
 
-def _projectors(shape: Arrangement) -> tuple[Tensor, Tensor, Tensor]:
-    """Projectors of every group and mirror line, and for each group the first and the number of its own."""
-    found, first, count = [], [], []
-    for group in distinct_groups(shape):
-        first.append(len(found))
-        count.append(len(group.axes) or 1)
-        found += [_projector(shape, group, axis) for axis in group.axes or (0,)]
-    # An odd site comes last; it leaves everything free.
-    found.append(np.eye(2 * shape.slots))
-    first, count = [*first, len(found) - 1], [*count, 1]
-    return torch.as_tensor(np.stack(found)), torch.tensor(first), torch.tensor(count)
+def _templates(site: Site, group: Tensor) -> Tensor:
+    """How the templates of sites of these groups differ from the motif, (site, slot, 2), unturned."""
+    shape = site.arrangement
+    free = torch.randn(len(group), 2 * shape.slots, dtype=torch.float64)
+    groups = distinct_groups(shape)
+    most = max(groups, key=lambda g: (g.order, bool(g.axes)))
+    common = torch.as_tensor(_projector(shape, most, 0))
+    motif = _motif(site)
+    turn = torch.stack([-motif[:, 1], motif[:, 0]], -1).flatten()
+    turn = torch.outer(turn, turn) / turn.square().sum()
+    for index, found in enumerate(groups):
+        lines = found.axes or (0,)
+        line = torch.randint(len(lines), group.shape)
+        for i, axis in enumerate(lines):
+            here = (group == index) & (line == i)
+            shared = common if found.axes else common + turn
+            own = torch.as_tensor(_projector(shape, found, axis)) - shared
+            free[here] = free[here] @ (site.breath * shared + site.spread * own)
+    free[group == len(groups)] *= site.odd
+    return free.reshape(-1, shape.slots, 2)
 
 
 def _projector(shape: Arrangement, group: Group, axis: int) -> np.ndarray:
@@ -254,19 +283,30 @@ def distortion_at(atoms: View, values: Mapping[str, Tensor]) -> Tensor:
     return (scan_matrix(values) + slope) @ crystal_matrix(values["strain"])
 
 
-def site_of(atoms: View, values: Mapping[str, Tensor], spread: Tensor, odd: Tensor) -> Site:
-    """What all sites have in common; `spread` and `odd` in bonds."""
+def shift_at(atoms: View, offset: Tensor) -> Tensor:
+    """What the first shell of every atom seems to be moved by, (atom, 2): the other way on the other sublattice."""
+    side = atoms.side if atoms.has("side") else torch.zeros(atoms.sizes["atom"])
+    return side[:, None].to(torch.float64) * offset.expand(2)
+
+
+def site_of(atoms: View, values: Mapping[str, Tensor], widths: Iterable[Tensor]) -> Site:
+    """What all sites have in common; the widths `breath`, `spread` and `odd` are in bonds."""
     arrangement = arrangement_of(atoms.data)
     firsts = [0, arrangement.first][: len(arrangement.orbits)]
     nominal = atoms.radius[firsts]
     radius = nominal * torch.exp(values["size"])
-    return Site(arrangement, radius, spread * nominal[0], odd * nominal[0], values["noise"])
+    breath, spread, odd = (width * nominal[0] for width in widths)
+    return Site(arrangement, radius, breath, spread, odd, values["noise"])
 
 
-def variances(atoms: View) -> tuple[Tensor, Tensor]:
-    """Measurement errors of the centres (atom,), and of the neighbours by shell (atom, shell)."""
+def variances(atoms: View, inflation: Tensor) -> tuple[Tensor, Tensor]:
+    """Measurement errors of the centres (atom,), and of the neighbours by shell (atom, shell), as variances.
+
+    What was told of them may be too little: a misfit of the columns' shape is no part of it.
+    """
     split = atoms.neighbour_variance.split(_sizes(arrangement_of(atoms.data)), -1)
-    return atoms.centre_variance, torch.stack([part.mean(-1) for part in split], -1)
+    shells = torch.stack([part.mean(-1) for part in split], -1)
+    return inflation**2 * atoms.centre_variance, inflation**2 * shells
 
 
 def _sizes(shape: Arrangement) -> list[int]:
@@ -287,25 +327,33 @@ def _told_of(
     atoms: View, prior: Prior, values: Mapping[str, Tensor], here: slice
 ) -> dict[str, np.ndarray]:
     back = _inverse(distortion_at(atoms, values))[here]
-    centre, neighbours = (part[here] for part in variances(atoms))
+    centre, neighbours = (
+        part[here] for part in variances(atoms, _value(values, prior, "inflation"))
+    )
     seen = atoms.neighbour[here]
-    spread, odd = (values.get(n, sample(n, prior[n])) for n in ("spread", "odd"))
+    widths = [_value(values, prior, name) for name in WIDTHS]
     nudge = torch.zeros(2, len(seen), dtype=torch.float64, requires_grad=True)
-    site = site_of(atoms, values, spread, odd)
-    joint = site.evidence(seen, back, centre, neighbours, nudge)
+    site = site_of(atoms, values, widths)
+    shift = shift_at(atoms, _value(values, prior, "offset"))[here]
+    joint = site.evidence(seen, back, centre, neighbours, shift, nudge)
     joint = joint + torch.log(values["weights"])[:, None]
     total = torch.logsumexp(joint, 0)
     (direction,) = torch.autograd.grad(total.sum(), nudge)
     probability = torch.exp(joint - total).detach()
     with torch.no_grad():
-        wide = (torch.tensor(x, dtype=torch.float64) for x in (OPEN_SPREAD, ODD_SPREAD))
-        open_site = site_of(atoms, values, *wide)
-        open_minded = open_site.evidence(seen, back, centre, neighbours)
+        wide = [torch.tensor(float(VAGUE.entries[name]), dtype=torch.float64) for name in WIDTHS]
+        open_site = site_of(atoms, values, wide)
+        open_minded = open_site.evidence(seen, back, centre, neighbours, shift)
     return {
         "probability": probability.T.numpy(),
         "open": torch.softmax(open_minded, 0).T.numpy(),
         "direction": torch.complex(direction[0], direction[1]).numpy(),
     }
+
+
+def _value(values: Mapping[str, Tensor], prior: Prior, name: str) -> Tensor:
+    """A parameter's value where it is learnt, else the known one."""
+    return values[name] if name in values else sample(name, prior[name])
 
 
 def derived(atoms: View, prior: Prior, values: Mapping[str, Tensor]) -> xr.Dataset:
@@ -411,50 +459,51 @@ def some_atoms(seed: int = 0) -> xr.Dataset:
     labels={"group": groups_of},
     derive=derived,
     enough=400,
-    units={"noise": "neighbour"},
+    units={"noise": "neighbour", "offset": "neighbour"},
     symbols=SYMBOLS,
     noise="noise",
     design=some_atoms,
 )
 def site_symmetry(atoms: View, prior: Prior) -> None:
-    """Point group of every site, d = D(R_θ(m + t) + e) with a template t ~ N(0, τ² P_G) that its group allows.
+    """Point group of every site, d = D(R_θ(m + t) + e) + δ with a template t ~ N(0, T_G) that its group allows.
 
     Neighbour vectors d stand in the slots of a nominal arrangement, one shell or two, whose motif m is a regular
     polygon in each. A point group G that maps the slots onto themselves turns the vectors and renumbers the slots; P_G,
-    the mean of what it does, projects onto what it leaves as it is. The evidence N(d; m, τ² P_G + noise) is in closed
-    form; the orientation θ is integrated out, and a mirror line may be at any of the slots that are alike. Errors are
-    those of the positions, with `noise` besides, and that of the centre is common to all slots. D is the distortion of
-    the scan and of a uniform strain, one matrix for all atoms but for the drift.
+    the mean of what it does, projects onto what it leaves as it is. In what the highest group allows, a site's template
+    t differs from the motif by `breath`, in what its own group allows besides by `spread`: T_G = τ₀² P_max + τ² (P_G -
+    P_max). The evidence N(d; m, T_G + noise) is in closed form; the orientation θ is integrated out, and a mirror line
+    may be at any of the slots that are alike. Errors e are those of the positions, each larger by `inflation`, with
+    `noise` besides; that of the centre is common to all slots. D is the distortion of the scan and of a uniform strain,
+    one matrix for all atoms but for the drift, and δ an `offset` of one sublattice that a probe that is not round makes.
 
     Classes are C1, C2, … and D1, D2, …; `a` has a mirror line through a neighbour of the first shell, `b` between two.
     Groups that the shells cannot tell apart are one class, such as C3/D3 on three like neighbours, where the twist that
-    C3 allows is the orientation. A second shell tells C3 from D3.
+    C3 allows is the orientation. A second shell tells C3 from D3. A site is `odd` where its neighbours are not this
+    arrangement, as next to a vacancy.
 
     **Assumes** sites independent given the parameters, though neighbours share atoms: their errors agree, and the
     error bars of `noise` and of the distortion come out too small by up to the root of the coordination number.
     Errors are round, and alike in a shell.
-    **Fails** where the nearest atoms are not the shell, as next to a vacancy: such a site is odd in every group and
-    comes out as the lowest. Shear and strain of the whole crystal look the same, and only their priors tell them apart:
-    `unassigned` says how much of a distortion could be either's. Positions that are missing at random look like broken
-    symmetry.
-    **Identifiable**: classes once τ is a few times the noise, else they follow `weights`; where a class would be
-    another one under a wide τ and even weights, `prior_driven` says so. `size` and `scale` only together.
+    **Fails** where the shells overlap, or where atoms that were not found are many: the next ones take their place.
+    Shear and strain of the whole crystal look the same, as do a polar displacement and an `offset` that all sites share,
+    and only their priors tell them apart: `unassigned` says how much of a distortion could be either's. Sites that vary
+    in all coordinates by as much as `spread` look like C1, unless positions have errors that say so.
+    **Identifiable**: classes once `spread` is a few times the noise, else they follow `weights`; where a class would be
+    another one under the wide template of the set `vague` and even weights, `prior_driven` says so. `size` and `scale`
+    only together; `inflation` only where positions have errors of their own, and they differ.
 
     References: Kanatani, Geometric Computation for Machine Vision, Oxford (1993), on symmetry with noise, where a
     higher symmetry is the special case; MacKay, Information Theory, Inference, and Learning Algorithms, Cambridge
     (2003), chapter 28, on evidence as Occam's razor.
     """
-    values = {
-        name: sample(name, prior[name])
-        for name in ("noise", "size", "scale", "stretch", "shear", "strain", "drift")
-    }
-    site = site_of(atoms, values, *(sample(n, prior[n]) for n in ("spread", "odd")))
+    values = {name: sample(name, prior[name]) for name in PARAMETERS}
+    site = site_of(atoms, values, [sample(name, prior[name]) for name in WIDTHS])
     weights = sample("weights", _dirichlet(prior.weights, len(groups_of(atoms))))
     with atoms.plate("atom"):
         group = sample("group", Categorical(weights))
-        observe(
-            "neighbour", SiteVectors(site, distortion_at(atoms, values), *variances(atoms), group)
-        )
+        moved = distortion_at(atoms, values), shift_at(atoms, values["offset"])
+        errors = variances(atoms, values["inflation"])
+        observe("neighbour", SiteVectors(site, *moved, *errors, group))
 
 
 def _dirichlet(given: Any, classes: int) -> Any:

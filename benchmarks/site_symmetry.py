@@ -1,0 +1,277 @@
+"""Site symmetry: calibration, speed, scenes with known truth, and a real image.
+
+    python benchmarks/site_symmetry.py calibration     # 20,000 atoms at each of five noise levels
+    python benchmarks/site_symmetry.py speed           # evidence of 100,000 atoms
+    python benchmarks/site_symmetry.py scenes          # materials, sheared and not
+    python benchmarks/site_symmetry.py agreement       # where the prior decides
+    python benchmarks/site_symmetry.py image FILE      # a HAADF image of MoS2, (512, 512) over 9 nm
+
+Each prints a table in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterable
+
+# Before torch is imported: on small tensors a second thread costs more than it brings.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+import xarray as xr
+
+from atomzoo.datasets.kinds import dataset
+from atomzoo.datasets.scenes import simulate
+from atomzoo.inference.fit import fit
+from atomzoo.models.model import find
+from atomzoo.models.structure.detect import find_peaks
+from atomzoo.models.structure.point_groups import Arrangement, Site
+
+MODEL = "site_symmetry"
+LEVELS = (0.001, 0.002, 0.005, 0.010, 0.020)
+BINS = 15
+# Fewer proposals than by default: what is asked for is the mean, not the tails.
+QUICK = {"proposals": 2000, "starts": 8, "refits": 4, "draws": 250}
+MATERIALS = {
+    "graphene": ("graphene", {}),
+    "MoS2": ("tmd", {"tungsten": 0.0}),
+    "SrTiO3": ("perovskite", {"material": "SrTiO3"}),
+    "BaTiO3": ("perovskite", {"material": "BaTiO3", "walls": "none"}),
+    "PbTiO3": ("perovskite", {"material": "PbTiO3", "walls": "none"}),
+    "BiFeO3": ("perovskite", {"material": "BiFeO3", "walls": "none"}),
+}
+
+
+def row(*cells: object) -> None:
+    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
+
+
+def head(*cells: str) -> None:
+    row(*cells)
+    row(*["---"] * len(cells))
+
+
+def calibration_error(told: np.ndarray, came_true: np.ndarray) -> float:
+    """Mean distance between what was told and how often it came true, in bins of what was told."""
+    place = np.minimum((told * BINS).astype(int), BINS - 1)
+    apart = [abs((told - came_true)[place == i].sum()) for i in range(BINS)]
+    return float(np.sum(apart) / len(told))
+
+
+def blank(prior: str, atoms: int, seed: int) -> xr.Dataset:
+    """Shells of a scene, as many as are wanted, to imitate."""
+    scene, given = MATERIALS.get(prior, MATERIALS["graphene"])
+    seen = find(MODEL).prepared(simulate(scene, gives="atoms", seed=seed, **given), prior)
+    chosen = np.random.default_rng(seed).integers(0, seen.sizes["atom"], atoms)
+    truth = [v for v in seen.variables if str(v).startswith("true_")]
+    return seen.drop_vars(truth).isel(atom=chosen).assign_coords(atom=np.arange(atoms))
+
+
+def calibration(prior: str, datasets: int, atoms: int) -> None:
+    """Every dataset has parameters of its own, drawn from the prior but for the noise."""
+    model = find(MODEL)
+    head(
+        "noise (pm)", "atoms", "right", "told", "error, likeliest class", "error, every class", "s"
+    )
+    for noise in LEVELS:
+        likeliest, every, started = [], [], time.perf_counter()
+        for seed in range(datasets):
+            data = model.simulate(blank(prior, atoms, seed), prior=prior, seed=seed, noise=noise)
+            run = fit(model, data, prior=prior, seed=seed, lean=True, predictive=0, **QUICK)
+            told = run["classes"].to_dataset()["group"].values
+            truth = data["true_group"].values.astype(int)
+            hit = np.arange(told.shape[1]) == truth[:, None]
+            best = told.argmax(1)[:, None]
+            likeliest.append(
+                np.concatenate([np.take_along_axis(x * 1.0, best, 1) for x in (told, hit)], axis=1)
+            )
+            every.append(np.stack([told.ravel(), hit.ravel() * 1.0], 1))
+        best, all_of = np.concatenate(likeliest), np.concatenate(every)
+        row(
+            f"{1e3 * noise:g}",
+            len(best),
+            f"{best[:, 1].mean():.3f}",
+            f"{best[:, 0].mean():.3f}",
+            f"{calibration_error(*best.T):.4f}",
+            f"{calibration_error(*all_of.T):.4f}",
+            f"{time.perf_counter() - started:.0f}",
+        )
+
+
+def speed(atoms: int) -> None:
+    """One evaluation of all groups, orientations and numberings, in pieces that fit a cache."""
+    torch.set_num_threads(1)
+    head("shells", "hypotheses", "atoms", "s")
+    for shape in (
+        Arrangement(3),
+        Arrangement(3, 6, 0.5),
+        Arrangement(4, 4, 0.5),
+        Arrangement(6, 6, 0.5),
+    ):
+        radius = torch.tensor([0.14, 0.24][: len(shape.orbits)], dtype=torch.float64)
+        shell = np.repeat([0, 1], [shape.first, shape.second])
+        motif = np.stack([np.cos(shape.angle), np.sin(shape.angle)], 1)
+        rng = np.random.default_rng(0)
+        seen = motif * radius.numpy()[shell][:, None]
+        seen = torch.as_tensor(seen + 0.005 * rng.standard_normal((atoms, shape.slots, 2)))
+        number = [torch.tensor(x, dtype=torch.float64) for x in (0.007, 0.06, 0.005)]
+        site = Site(shape, radius, *number)
+        back = torch.eye(2, dtype=torch.float64)[None]
+        centre = torch.zeros(atoms, dtype=torch.float64)
+        shells = torch.zeros(atoms, len(radius), dtype=torch.float64)
+        times = []
+        for _ in range(3):
+            started = time.perf_counter()
+            with torch.no_grad():
+                for i in range(0, atoms, 4096):
+                    here = slice(i, i + 4096)
+                    found = site.evidence(seen[here], back, centre[here], shells[here])
+            times.append(time.perf_counter() - started)
+        sizes = f"{shape.first} + {shape.second}"
+        row(sizes, len(found), f"{atoms:,}", f"{min(times):.2f}")
+
+
+def whole(atoms: int) -> None:
+    """A whole fit, from neighbour vectors to classes and orientations of every atom."""
+    model = find(MODEL)
+    head("prior", "atoms", "learning and telling (s)", "CPU (s)")
+    for prior in ("vague", "graphene"):
+        data = model.simulate(blank(prior, atoms, 0), prior=prior, seed=0, noise=0.005)
+        started, used = time.perf_counter(), time.process_time()
+        fit(model, data, prior=prior, lean=True, predictive=0, **QUICK)
+        row(
+            prior,
+            f"{atoms:,}",
+            f"{time.perf_counter() - started:.0f}",
+            f"{time.process_time() - used:.0f}",
+        )
+
+
+def mean_slope(data: xr.Dataset) -> tuple[float, float]:
+    """Shear and stretch of the scan with its mean drift."""
+    drift, y = data["true_row_drift"].values, data["true_row_y"].values
+    slope = (drift[-1] - drift[0]) / (y[-1] - y[0])
+    matrix = data["true_scan_matrix"].values + np.array([[0, slope[0]], [0, slope[1]]])
+    return matrix[0, 1] / matrix[0, 0], float(np.log(matrix[1, 1] / matrix[0, 0]))
+
+
+def scenes(materials: Iterable[str], shears: Iterable[float], precision: float) -> None:
+    """Which group the sites of a simulated crystal have, at two shears."""
+    head(
+        "material", "shear, with drift", "observed", "scan's part", "unassigned", "groups of sites"
+    )
+    for name in materials:
+        scene, given = MATERIALS[name]
+        for shear in shears:
+            data = simulate(
+                scene, gives="atoms", seed=1, shear=shear, precision=precision, field=8.0, **given
+            )
+            run = fit(MODEL, data, prior=name, lean=True, predictive=0, **QUICK)
+            classes, derived = run["classes"].to_dataset(), run["derived"].to_dataset()
+            share = classes["group"].mean("atom")
+            most = share.sortby(share, ascending=False)[:3]
+            text = ", ".join(
+                f"{k} {float(v):.3f}" for k, v in zip(most.group_class.values, most, strict=True)
+            )
+            seen, scan = (
+                derived["distortion"].sel(origin=o, component="shear") for o in ("observed", "scan")
+            )
+            error = derived["distortion_sd"].sel(origin="observed", component="shear")
+            row(
+                name,
+                f"{mean_slope(data)[0]:.4f}",
+                f"{float(seen):.4f} ± {float(error):.4f}",
+                f"{float(scan):.4f}",
+                f"{float(derived['unassigned'].sel(component='shear')):.4f}",
+                text,
+            )
+
+
+def agreement(prior: str, atoms: int) -> None:
+    """How often a wide template and even weights would name another class than the prior set."""
+    model = find(MODEL)
+    head("noise (pm)", "sites that the prior decides", "entropy (nat)", "information (nat)")
+    for noise in LEVELS:
+        data = model.simulate(blank(prior, atoms, 0), prior=prior, seed=0, noise=noise)
+        run = fit(model, data, prior=prior, lean=True, predictive=0, **QUICK)
+        told = run["derived"].to_dataset()
+        row(
+            f"{1e3 * noise:g}",
+            f"{float(told['prior_driven'].mean()):.3f}",
+            f"{float(told['entropy'].mean()):.3f}",
+            f"{float(told['information'].mean()):.3f}",
+        )
+
+
+def columns(image: np.ndarray, step: float) -> xr.Dataset:
+    """Columns of the image as fitted peaks, with the errors of their places."""
+    found = find_peaks(image)
+    peaks = found.fitted.peaks
+    return dataset(
+        "atoms",
+        position=np.stack([peaks.x.numpy(), peaks.y.numpy()], 1) * step,
+        intensity=peaks.intensity.numpy(),
+        covariance=found.covariance[:, :2, :2].numpy() * step**2,
+        units={"position": "nm", "covariance": "nm^2"},
+    )
+
+
+def image(file: str, field: float) -> None:
+    """The real image: columns, then the symmetry of the metal sites and the shear of the scan."""
+    values = np.load(file, allow_pickle=False)
+    step = field / values.shape[1]
+    data = columns(values, step)
+    run = fit(MODEL, data, prior="MoS2", **QUICK)
+    classes, derived = run["classes"].to_dataset(), run["derived"].to_dataset()
+    share = classes["group"].mean("atom")
+    likeliest = np.bincount(classes["group"].values.argmax(1), minlength=share.size)
+    head("group", "mean probability", "likeliest at")
+    for name, p, count in zip(share.group_class.values, share.values, likeliest, strict=True):
+        row(name, f"{p:.3f}", f"{count} of {classes.sizes['atom']}")
+    print()
+    head("", *[str(c) for c in derived.component.values])
+    for origin in derived.origin.values:
+        mean, error = (
+            derived[v].sel(origin=origin).values for v in ("distortion", "distortion_sd")
+        )
+        row(origin, *[f"{m:.4f} ± {e:.4f}" for m, e in zip(mean, error, strict=True)])
+    row("unassigned", *[f"{u:.4f}" for u in derived["unassigned"].values])
+    noise = run["posterior"].to_dataset()["noise"]
+    print(f"\n{data.sizes['atom']} columns; {derived.attrs['left_out_why']}")
+    print(f"noise {1e3 * float(noise.mean()):.2f} ± {1e3 * float(noise.std()):.2f} pm, {run.attrs}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "what", choices=("calibration", "speed", "whole", "scenes", "agreement", "image")
+    )
+    parser.add_argument("file", nargs="?", help="image, as .npy")
+    parser.add_argument("--prior", default="graphene")
+    parser.add_argument("--datasets", type=int, default=10)
+    parser.add_argument("--atoms", type=int, default=2000)
+    parser.add_argument("--materials", nargs="*", default=list(MATERIALS))
+    parser.add_argument("--shears", nargs="*", type=float, default=[0.0, 0.06])
+    parser.add_argument("--precision", type=float, default=0.005)
+    parser.add_argument("--field", type=float, default=9.0)
+    given = parser.parse_args()
+    match given.what:
+        case "calibration":
+            calibration(given.prior, given.datasets, given.atoms)
+        case "speed":
+            speed(100_000)
+        case "whole":
+            whole(100_000)
+        case "scenes":
+            scenes(given.materials, given.shears, given.precision)
+        case "agreement":
+            agreement(given.prior, given.atoms)
+        case "image":
+            image(given.file, given.field)
+
+
+if __name__ == "__main__":
+    main()
