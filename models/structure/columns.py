@@ -96,8 +96,8 @@ def _notes(found: Found, pixel: float) -> str:
         across, down = found.correlation
         notes.append(
             f"Neighbouring pixels share noise (correlation {across:.2f} along x, {down:.2f} along y): the image was "
-            "smoothed, rescaled or slowly read out, and the errors are too small by about the square root of one plus "
-            "twice these."
+            f"smoothed, rescaled or slowly read out. A column sees {found.joint:.2f} times the variance that it would "
+            "see otherwise, which the errors have."
         )
     if found.jitter > 0:
         notes.append(
@@ -403,14 +403,14 @@ def columns(view: View, prior: Prior) -> None:
     place, with the density and the brightness of columns learnt from the image itself; rejected candidates are listed
     with their odds. `spacing` is the distance of neighbouring columns in nm, 0 to have it estimated.
 
-    **Assumes** one width for all columns, a cubic spline as background with knots as close as the residual asks for, and
-    pixels independent given the mean, of variance gain · mean + floor; the law is read off the image. Rows that jitter
-    and peaks that are not quite Gaussian enter the variance and the covariances; the draws of the run leave the jitter
-    of rows out. The places are found before they are fitted: the posterior is given the columns, and the probability that each is
-    there stands beside it.
+    **Assumes** one width for all columns, a cubic spline as background with knots as close as the residual asks for,
+    and pixels independent given the mean, of variance gain · mean + floor; the law is read off the image. Rows that
+    jitter and peaks that are not quite Gaussian enter the variance and the covariances; the draws of the run leave the
+    jitter of rows out. The places are found before they are fitted: the posterior is given the columns, and the
+    probability that each is there stands beside it.
     **Fails** where columns merge within a probe's width, where pixels share noise (smoothed or rescaled images; the run
-    says so), where columns are fainter than a fiftieth of the bright ones, and where the image shows no atoms. Slow drift
-    and shear move columns and are no error of this model: positions are those in the image.
+    says so), where columns are fainter than a fiftieth of the bright ones, and where the image shows no atoms. Slow
+    drift and shear move columns and are no error of this model: positions are those in the image.
     **Identifiable**: places and intensities of columns well; the background only between them; intensities of columns
     that fill the image trade against the background. Columns outside the frame are fitted and not reported.
 

@@ -16,9 +16,9 @@ class Counts(TorchDistribution):
 
     A pixel I is taken as gain · n − extra / gain with n ~ Poisson(variance / gain²): the shifted Poisson distribution,
     with the mean and the variance of counts and read-out noise together. Values between the steps have the density's
-    continuation. Where the mean leaves less than the least variance, the density goes on as a Gaussian of that variance,
-    with the same value and slope. Its score is (I − mean) / variance everywhere: what least squares with weights from the
-    mean sets to zero.
+    continuation. Where the mean leaves less than the least variance, the density goes on as a Gaussian of that
+    variance, with the same value and slope. Its score is (I − mean) / variance everywhere: what least squares with
+    weights from the mean sets to zero.
 
     References: Snyder, Helstrom, Lanterman, Faisal and White, Compensation for readout noise in CCD images, Journal of
     the Optical Society of America A 12 (1995), for the shift.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -67,6 +68,8 @@ LEAST_KNOT = 5.0
 LEVEL = 3.0
 # Widths from the frame's edge within which misfit is not looked for.
 RIM = 5.0
+# Pixels apart up to which noise may be shared.
+SHARED_LAGS = 2
 # Rounds of adding and dropping. Each candidate is tried once, so that rounds end by themselves.
 MOST_ROUNDS = 12
 # Widths within which two peaks are one if they ended there, and within which one of them at a time is dropped.
@@ -89,6 +92,7 @@ class Found:
         jitter: standard deviation of the shift of each row, in pixels.
         misfit: standard deviation of what the model lacks, relative to the peaks.
         correlation: of the residual with its neighbour along x and along y.
+        joint: how much more noise a column sees than if pixels shared none; the noise has it.
         rounds: of adding and dropping.
         notes: what a reader should know.
     """
@@ -102,6 +106,7 @@ class Found:
     jitter: float
     misfit: float
     correlation: tuple[float, float]
+    joint: float
     rounds: int
     notes: list[str] = field(default_factory=list)
 
@@ -146,7 +151,7 @@ def _levels(image: np.ndarray) -> list[tuple[float, float]]:
 
     edges = np.unique(np.quantile(uniform_filter(image, 5), np.linspace(0, 1, 21)))
     edges[-1] = np.inf
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 def _straight(means: np.ndarray, variances: np.ndarray, image: np.ndarray) -> Noise:
@@ -316,6 +321,7 @@ class _Search:
         self.tried: list[np.ndarray] = []
         self.proposed: list[np.ndarray] = []
         self.jitter = self.misfit = 0.0
+        self.joint = 1.0
         self.population: Population | None = None
 
     def run(self, x: Tensor, y: Tensor, intensity: Tensor) -> Found:
@@ -345,7 +351,9 @@ class _Search:
                 peaks = self._restarted(peaks.take(keep))
                 continue
             if bool(keep.all()) and not len(z):
-                break
+                if not self._share_noise(fitted):
+                    break
+                continue
             self.proposed.append(torch.stack(extra[:2], 1).numpy())
             peaks = peaks.take(keep).join(*extra)
         return self._finish(peaks, rounds)
@@ -380,11 +388,28 @@ class _Search:
         if self.known or self.counts or int(dark.sum()) < 100:
             return False
         mean = self.frame.image - system.residual
-        ratio = float((system.residual.square() / noise.variance(mean))[dark].mean())
+        residual = system.residual * noise.variance(mean).rsqrt()
+        ratio = self.joint * float(residual.square()[dark].mean())
         if abs(ratio - 1) < 0.02:
             return False
         scaled = Noise(*(ratio * v for v in noise))
         self.frame = _changed(self.frame, noise=scaled)
+        return True
+
+    def _share_noise(self, fitted: Fitted) -> bool:
+        """Where pixels share noise, make it as much more as it does not average out over a column.
+
+        Only in the end: columns not yet found look like noise that pixels share.
+        """
+        if self.known or self.counts or self.joint != 1:
+            return False
+        system = fitted.system
+        dark = system.signal < 0.1 * system.signal.max()
+        joint = _as_one(system.residual * system.weights.sqrt(), dark, fitted.peaks.width)
+        if abs(joint - 1) < 0.03:
+            return False
+        self.joint = joint
+        self.frame = _changed(self.frame, noise=Noise(*(joint * v for v in self.frame.noise)))
         return True
 
     @property
@@ -417,6 +442,7 @@ class _Search:
             jitter=self.jitter,
             misfit=self.misfit,
             correlation=_correlation(fitted),
+            joint=self.joint,
             rounds=rounds,
         )
 
@@ -592,6 +618,31 @@ def _unevenness(frame: Frame, fitted: Fitted) -> tuple[float, float]:
     square = sums(weights * residual).square() / sums(weights)
     # Three standard errors of the mean of so many chi-squares of one degree of freedom.
     return float(square.mean()) - 1, 3 * math.sqrt(2 / (rows * cols))
+
+
+def _as_one(residual: Tensor, dark: Tensor, width: float) -> float:
+    """How much more noise a peak sees than if pixels shared none, from how neighbouring dark pixels correlate."""
+    total = 1.0
+    power = float(residual.square()[dark].mean())
+    for down in range(SHARED_LAGS + 1):
+        for right in range(-SHARED_LAGS, SHARED_LAGS + 1):
+            if (down, right) <= (0, 0):
+                continue
+            one = _shifted(residual, 0, 0, down, right) * _shifted(residual, down, right, 0, 0)
+            both = _shifted(dark, 0, 0, down, right) & _shifted(dark, down, right, 0, 0)
+            if int(both.sum()) < 100:
+                continue
+            share = float(one[both].mean()) / power
+            # A peak's weights at two places so far apart, relative to those at one.
+            total += 2 * share * math.exp(-(down**2 + right**2) / (4 * width**2))
+    return max(total, 0.5)
+
+
+def _shifted(image: Tensor, top: int, left: int, bottom: int, right: int) -> Tensor:
+    """The image without so many rows and columns; of those at the left or right by the sign."""
+    rows, cols = image.shape
+    x0, x1 = max(left, 0) + max(-right, 0), cols - max(right, 0) - max(-left, 0)
+    return image[top : rows - bottom, x0:x1]
 
 
 def _correlation(fitted: Fitted) -> tuple[float, float]:

@@ -55,6 +55,8 @@ OUTSIDE = 3.0
 # Largest steps: of a place in widths, of the width relative to itself, of an intensity in medians of all; and the
 # least that one step leaves of an intensity.
 STEP, STRETCH, BRIGHTER, DIM = 0.5, 0.2, 2.0, 0.1
+# Errors by which nearly all peaks may have moved last for the matrix to be used again, and in all for it to be told.
+NEAR, FRESH, NEARLY_ALL = 1.0, 0.2, 0.95
 # Steps are solved to this fraction; each Gauss–Newton step gains as much.
 SOLVED, MOST_SOLVES = 1e-3, 100
 # Relative, in the preconditioner only: splines are taken as planes under a peak, and the difference has no sign.
@@ -417,7 +419,7 @@ class System:
         count = len(self.peaks)
         left = self.ground
         if count:
-            left = left - self.border.T @ (self._lone @ self.border)
+            left = left - self.turned @ (self._lone @ self.border)
         return solver(csr_array(left) + diags_array(SLACK * self.ground.diagonal()))
 
     @cached_property
@@ -436,17 +438,22 @@ class System:
             found.index_add_(0, b, share.sum(1).amax(1))
         return found
 
+    @cached_property
+    def turned(self) -> Any:
+        """The border's transpose, its rows sparse."""
+        return self.border.T.tocsr()
+
     def product(self, v: np.ndarray) -> np.ndarray:
         """H v without the width."""
         n = 3 * len(self.peaks)
         head = self.blocks @ v[:n] + self.border @ v[n:]
-        return np.concatenate([head, self.border.T @ v[:n] + self.ground @ v[n:]])
+        return np.concatenate([head, self.turned @ v[:n] + self.ground @ v[n:]])
 
     def precondition(self, v: np.ndarray) -> np.ndarray:
         """H⁻¹ v as if peaks shared nothing with each other."""
         n = 3 * len(self.peaks)
         head = self._lone @ v[:n]
-        tail = self.schur(v[n:] - self.border.T @ head)
+        tail = self.schur(v[n:] - self.turned @ head)
         return np.concatenate([head - self._lone @ (self.border @ tail), tail])
 
     @cached_property
@@ -526,40 +533,72 @@ def solver(matrix: Any) -> Any:
     return splu(matrix.tocsc(), permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True}).solve
 
 
-def normal_equations(frame: Frame, peaks: Peaks, pull: Pull | None = None) -> System:
-    """Set up the normal equations at some peaks."""
+def normal_equations(
+    frame: Frame, peaks: Peaks, pull: Pull | None = None, old: System | None = None
+) -> System:
+    """Set up the normal equations at some peaks.
+
+    Args:
+        frame: the image.
+        peaks: where.
+        pull: priors, if any.
+        old: equations near by, whose matrix is used again; only the gradients are worked out.
+    """
     signal = frame.signal(peaks)
     mean = frame.background(peaks.coefs) + signal
     weights = frame.weights(mean)
     residual = frame.image - mean
     weighed = weights * residual
+    by, bx = frame.along
+    gradient, width_gradient = _gradients(_seen(weighed, peaks), peaks)
+    now: dict[str, Any] = {
+        "peaks": peaks,
+        "gradient": gradient,
+        "ground_gradient": (by.T @ weighed @ bx).flatten().numpy(),
+        "width_gradient": width_gradient,
+        "weights": weights,
+        "residual": residual,
+        "signal": signal,
+    }
+    if old is None:
+        made = System(**now, **_matrix(frame, peaks, weights, signal))
+        return _weighed_down(_pulled(made, pull), pull)
+    again = replace(old, **now)
+    # What was worked out of the matrix holds for the gradients of now.
+    again.__dict__.update({k: v for k, v in old.__dict__.items() if k in WORKED_OUT})
+    return _pulled(again, pull)
+
+
+WORKED_OUT = (
+    "blocks",
+    "own_inverse",
+    "crowding",
+    "turned",
+    "schur",
+    "_lone",
+    "lean",
+    "width_precision",
+)
+
+
+def _matrix(frame: Frame, peaks: Peaks, weights: Tensor, signal: Tensor) -> dict[str, Any]:
+    """All second derivatives."""
     pairs = neighbours(peaks.x, peaks.y, SHARED * peaks.width)
     own, shared = _curvatures(weights, peaks, pairs)
-    gradient, width_gradient = _gradients(_seen(weighed, peaks), peaks)
-    border = _border(frame, _seen(weights, peaks, 4), peaks)
     # The heat equation: ∂G/∂w = w ∇²G, the Laplacian by differences, which is good to 1 / 12 w².
     blur = _laplacian(signal) * peaks.width
     weighed_blur = weights * blur
     wide = scores(frame, peaks, weighed_blur)
-    by, bx = frame.along
-    made = System(
-        peaks=peaks,
-        pairs=pairs,
-        own=own,
-        shared=shared,
-        gradient=gradient,
-        border=border,
-        ground=_ground(frame, weights),
-        ground_gradient=(by.T @ weighed @ bx).flatten().numpy(),
-        wide=wide,
-        width_curvature=float((weighed_blur * blur).sum()),
-        width_gradient=width_gradient,
-        weights=weights,
-        residual=residual,
-        signal=signal,
-        pulled=np.zeros(len(wide)),
-    )
-    return _pulled(made, pull) if pull is not None else made
+    return {
+        "pairs": pairs,
+        "own": own,
+        "shared": shared,
+        "border": _border(frame, _seen(weights, peaks, 4), peaks),
+        "ground": _ground(frame, weights),
+        "wide": wide,
+        "width_curvature": float((weighed_blur * blur).sum()),
+        "pulled": np.zeros(len(wide)),
+    }
 
 
 def scores(frame: Frame, peaks: Peaks, weighed: Tensor) -> np.ndarray:
@@ -574,26 +613,33 @@ def _pad(peaks: Peaks) -> int:
     return math.ceil(1.5 * OUTSIDE * peaks.width) + 2
 
 
-def _pulled(system: System, pull: Pull) -> System:
-    """The system with the prior's curvature and gradient added."""
+def _pulled(system: System, pull: Pull | None) -> System:
+    """The system with the prior's gradient added."""
+    if pull is None:
+        return system
+    peaks = system.peaks
+    flat = peaks.coefs.flatten().numpy()
+    # The prior's exponent alone: its Jacobian from log w to w is of the order of one peak's part in the width.
+    lean = pull.stiffness * (pull.log_width - math.log(peaks.width)) / peaks.width
+    system.gradient = system.gradient + pull.gradient(peaks)
+    system.ground_gradient = system.ground_gradient + pull.coefs * (pull.level - flat)
+    system.width_gradient += lean
+    return system
+
+
+def _weighed_down(system: System, pull: Pull | None) -> System:
+    """The system with the prior's curvature added."""
     from scipy.sparse import eye_array
 
-    peaks = system.peaks
-    width = peaks.width
-    flat = peaks.coefs.flatten().numpy()
-    # In w, not log w: the prior's density is taken by its exponent, which is what a mode in log w needs.
+    if pull is None:
+        return system
+    peaks, coefs = system.peaks, system.peaks.coefs.numel()
     each = np.tile(pull.curvature().numpy(), len(peaks))
-    return replace(
-        system,
-        pulled=np.concatenate([each, np.full(len(flat), pull.coefs)]),
-        own=system.own + torch.diag(pull.curvature()),
-        gradient=system.gradient + pull.gradient(peaks),
-        ground=system.ground + pull.coefs * eye_array(len(flat), format="csr"),
-        ground_gradient=system.ground_gradient + pull.coefs * (pull.level - flat),
-        width_curvature=system.width_curvature + pull.stiffness / width**2,
-        width_gradient=system.width_gradient
-        + pull.stiffness * (pull.log_width - math.log(width)) / width,
-    )
+    system.pulled = np.concatenate([each, np.full(coefs, pull.coefs)])
+    system.own = system.own + torch.diag(pull.curvature())
+    system.ground = system.ground + pull.coefs * eye_array(coefs, format="csr")
+    system.width_curvature += pull.stiffness / peaks.width**2
+    return system
 
 
 def _curvatures(weights: Tensor, peaks: Peaks, pairs: Tensor) -> tuple[Tensor, Tensor]:
@@ -738,17 +784,33 @@ def fit_peaks(
     """
     peaks, steps, moved = start, 0, math.inf
     longest = torch.full((len(start),), STEP, dtype=torch.float64)
-    last = torch.zeros(len(start), 3, dtype=torch.float64)
+    step = last = torch.zeros(len(start), 3, dtype=torch.float64)
+    system: System | None = None
+    since = 0.0
     while True:
-        system = normal_equations(frame, peaks, pull)
+        # Near the goal the matrix of the last step serves as well: each step still gains by how little it has changed.
+        far = math.inf if system is None else _most(step, system)
+        near = far < NEAR
+        since = since + far if near else 0.0
+        system = normal_equations(frame, peaks, pull, system if near else None)
         if moved < close or steps >= most:
-            return Fitted(peaks, system, steps, moved)
+            fresh = system if since < FRESH else normal_equations(frame, peaks, pull)
+            return Fitted(peaks, fresh, steps, moved)
         peaks, step, moved = _step(frame, system, fit_width, longest)
         # A faint peak that turns back has stepped too far: Gauss–Newton overlooks how its slopes turn.
         back = (step[:, :2] * last[:, :2]).sum(1) < 0
         longest = torch.where(back, longest / 2, longest)
         last = step
         steps += 1
+
+
+def _most(step: Tensor, system: System) -> float:
+    """How far, in its own errors, a peak moved that moved farther than nearly all others."""
+    if not len(step):
+        return 0.0
+    far = (step.square() * system.own.diagonal(dim1=1, dim2=2)).amax(1)
+    rank = max(1, math.ceil(NEARLY_ALL * len(far)))
+    return float(far.kthvalue(rank).values.sqrt())
 
 
 def _step(

@@ -24,7 +24,7 @@ __all__ = ["covariances", "joint_draws"]
 AT_ONCE = 4_000_000
 # Tiles of the background: cells of knots in their core, and splines around it that the inverse is worked out with.
 # In least squares a spline's coefficient is known of at a fifth to a quarter from one knot to the next.
-CORE, HALO = 6, 5
+CORE, HALO = 6, 3
 # Unknowns up to which the whole matrix is factored for draws.
 DENSE = 2500
 # Relative to unit diagonals: what keeps two peaks at one place from dividing by zero.
