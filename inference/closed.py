@@ -10,11 +10,8 @@ import inspect
 import os
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
 from .density import Density
-from .runs import Draws, Progress, RunError
+from .runs import POINTWISE_LIMIT, Draws, Progress, RunError
 
 __all__ = ["run"]
 
@@ -36,7 +33,7 @@ def run(
         seed: everything depends on it alone.
         progress: called with (done, total, text).
         checkpoint: not used, there are no steps to go on from.
-        draws: draws in all; a model may give fewer where each is long.
+        draws: draws in all; fewer are given where the data are so many that more could not be kept.
     """
     model = density.model
     if model.posterior is None:
@@ -50,25 +47,20 @@ def run(
         if "mask" not in inspect.signature(model.posterior).parameters:
             raise RunError(f"the posterior that {model.name} brings cannot leave units out")
         more["mask"] = density.mask
-    told = model.posterior(density.view, density.prior, draws=draws, seed=seed, **more)
+    # No more than their pointwise likelihoods are kept of, in whole chains.
+    most = max(CHAINS, POINTWISE_LIMIT // max(1, density.plate_total) // CHAINS * CHAINS)
+    told = model.posterior(density.view, density.prior, draws=min(draws, most), seed=seed, **more)
     z = density.unconstrain_all(told.draws)
     chains = CHAINS if len(z) % CHAINS == 0 else 1
-    stats = {"lp": _values(density, z).reshape(chains, -1)}
     attrs = {"independent": 1, **told.attrs}
     if told.log_evidence is None:
         attrs["evidence_problem"] = "the posterior that the model brings has no evidence"
     report(1, 1, "done")
     return Draws(
         z.reshape(chains, -1, density.dim),
-        stats,
+        {},
         told.log_evidence,
         told.log_evidence_se,
         attrs,
         told.derived,
     )
-
-
-def _values(density: Density, z: Tensor) -> np.ndarray:
-    """Log density at every draw, a bounded number of them at a time."""
-    found: np.ndarray = density.each(lambda point, _: density.total(point), z).numpy()
-    return found

@@ -25,7 +25,7 @@ __all__ = ["HeldOut", "blocks_of", "leave_block_out", "leave_one_out"]
 # Above this shape the importance weights' mean cannot be trusted (Vehtari et al. 2024).
 RELIABLE_K = 0.7
 # Of more units than that, so many are left out one by one, drawn at random, and stand for the others.
-MOST_LEFT_OUT = 5000
+MOST_LEFT_OUT = 2000
 
 
 @dataclass(frozen=True)

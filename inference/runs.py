@@ -46,7 +46,7 @@ POINTWISE_LIMIT = 20_000_000
 # Kinds of which a run does not keep a second copy.
 BIG = ("image",)
 # Predictions beyond this many numbers are fewer than were asked for.
-PREDICTIVE_LIMIT = 20_000_000
+PREDICTIVE_LIMIT = 5_000_000
 LIBRARIES = (
     "atomzoo",
     "torch",
@@ -144,7 +144,7 @@ def to_tree(
         more |= _predictions(density, values, chains, length, predictive, seed)
     groups = {
         "posterior": _dataset(density, values, chains),
-        "sample_stats": _stats(density, draws, flat),
+        "sample_stats": _stats(density, draws, flat, more),
         **more,
         **told_of_units(density, flat, held, values, every, draws.derived),
         **_networks(density),
@@ -253,11 +253,19 @@ def _with_coords(density: Density, data: xr.Dataset, draws: np.ndarray | None = 
     return data.assign_coords(coords)
 
 
-def _stats(density: Density, draws: Draws, flat: Tensor) -> xr.Dataset:
+def _stats(
+    density: Density, draws: Draws, flat: Tensor, groups: Mapping[str, xr.Dataset]
+) -> xr.Dataset:
     stats = dict(draws.stats)
     chains, length, _ = draws.z.shape
-    if "lp" not in stats:
-        stats["lp"] = density.log_prob(flat).detach().numpy().reshape(chains, length)
+    known = [groups[name] for name in ("log_prior", "log_likelihood") if name in groups]
+    if "lp" not in stats and draws.attrs.get("independent") and len(known) == 2:
+        # Nothing moved through an unconstrained space: the density is that of the latents themselves.
+        parts = [array.sum(array.dims[2:]) for group in known for array in group.values()]
+        stats["lp"] = np.sum([part.values for part in parts], 0)
+    elif "lp" not in stats:
+        each = density.each(lambda point, _: density.total(point), flat)
+        stats["lp"] = each.numpy().reshape(chains, length)
     found = xr.Dataset({name: (("chain", "draw"), value) for name, value in stats.items()})
     return _with_coords(density, found)
 

@@ -15,6 +15,7 @@ OWN = [m for m in models() if not m.name.startswith("tiny_")]
 EVERY = [*OWN, *tiny.SHAPES.values()]
 # Fewer draws than anyone would use: the suite asks whether runs are complete, not whether they are good.
 SHORT = {
+    "closed": {"draws": 200},
     "ensemble": {"ess": 200},
     "laplace": {"draws": 50, "proposals": 2000},
     "nuts": {"chains": 2, "draws": 20, "warmup": 30},
