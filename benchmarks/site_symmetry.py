@@ -34,7 +34,7 @@ MODEL = "site_symmetry"
 LEVELS = (0.001, 0.002, 0.005, 0.010, 0.020)
 BINS = 15
 # Fewer proposals than by default: what is asked for is the mean, not the tails.
-QUICK = {"proposals": 2000, "starts": 8, "refits": 4, "draws": 250}
+QUICK = {"proposals": 1000, "starts": 4, "refits": 3, "draws": 100}
 MATERIALS = {
     "graphene": ("graphene", {}),
     "MoS2": ("tmd", {"tungsten": 0.0}),

@@ -34,6 +34,8 @@ __all__ = ["coordination", "inside", "nearest", "shells", "sublattices"]
 
 # Coordination numbers that are tried: two for a chain, eight for the densest shells seen in projection.
 FEWEST, MOST = 2, 8
+# Share of the widest gap that is as wide. Shear of 6 % changes the gaps of a square lattice by a sixth.
+AS_WIDE = 0.75
 # A disc wider than the shell by this factor must lie in the data, or the rim may have cut the shell.
 ROOM = 1.15
 # Share of the variance of log intensity between two groups. One Gaussian cut at its mean gives 2/π = 0.64 and a
@@ -148,7 +150,9 @@ def _check_counts(first: int, second: int, atoms: int) -> None:
 
 
 def coordination(position: np.ndarray, kinds: np.ndarray | None = None) -> int:
-    """Neighbours in the first shell: after how many of them the distances have the widest gap, for most atoms.
+    """Neighbours in the first shell: after how many of them the distances have their first wide gap, for most atoms.
+
+    On a square lattice the gap after eight is as wide as that after four, so that the first of the widest counts.
 
     Args:
         position: of the atoms, (atom, 2).
@@ -164,7 +168,8 @@ def coordination(position: np.ndarray, kinds: np.ndarray | None = None) -> int:
     deep = inside(position, float(np.median(reach[:, -1])))
     # A small crystal may be all rim.
     gaps = np.log(reach[:, 1:] / reach[:, :-1])[deep if deep.any() else slice(None)]
-    return FEWEST + int(np.median(gaps[:, FEWEST - 1 :], axis=0).argmax())
+    wide = np.median(gaps[:, FEWEST - 1 :], axis=0)
+    return FEWEST + int((wide >= AS_WIDE * wide.max()).argmax())
 
 
 def nearest(

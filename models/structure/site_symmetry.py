@@ -15,7 +15,7 @@ from torch.distributions import constraints
 from ...datasets.derived.shells import shells
 from ...datasets.scenes import simulate
 from ..model import View, model, observe, sample
-from ..priors import Prior, PriorSet, prior_set
+from ..priors import ModelError, Prior, PriorSet, prior_set
 from .point_groups import ODD, Arrangement, Group, Site, distinct_groups, operations
 
 __all__ = ["SiteVectors", "groups_of", "site_symmetry"]
@@ -187,9 +187,8 @@ class SiteVectors(TorchDistribution):
         """Sites drawn: orientation, numbering, template, noise, distortion."""
         shape = self.site.arrangement
         group = self.group.long().expand(sample_shape + self.batch_shape)
-        like = {"dtype": torch.float64}
         free = _templates(self.site, group.reshape(-1))
-        theta = 2 * torch.pi * torch.rand(len(free), **like)
+        theta = 2 * torch.pi * torch.rand(len(free), dtype=torch.float64)
         cos, sin = torch.cos(theta), torch.sin(theta)
         turn = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
         seen = (_motif(self.site) + free) @ turn.mT
@@ -197,8 +196,8 @@ class SiteVectors(TorchDistribution):
         shell = _shell(shape)
         of_slot = torch.sqrt(self.site.noise**2 + self.neighbours)[..., shell, None]
         of_centre = torch.sqrt(self.site.noise**2 + self.centre)[..., None, None]
-        seen = seen + of_slot * torch.randn(seen.shape, **like)
-        seen = seen - of_centre * torch.randn(*group.shape, 1, 2, **like)
+        seen = seen + of_slot * torch.randn(seen.shape, dtype=torch.float64)
+        seen = seen - of_centre * torch.randn(*group.shape, 1, 2, dtype=torch.float64)
         seen = seen @ self.distortion.mT
         seen[..., : shape.first, :] += self.shift[..., None, :]
         return seen
@@ -447,8 +446,8 @@ def _width(entry: Any) -> float:
 
 
 def some_atoms(seed: int = 0) -> xr.Dataset:
-    """A small field of graphene with a grain boundary, sheared by the scan."""
-    return simulate("graphene", gives="atoms", field=2.2, tilt=20.0, shear=0.03, seed=seed)
+    """A small field of MoS2, sheared by the scan; by its brightness it has sublattices, as some priors ask."""
+    return simulate("tmd", gives="atoms", field=2.4, tungsten=0.0, shear=0.03, seed=seed)
 
 
 @model(
@@ -474,7 +473,7 @@ def site_symmetry(atoms: View, prior: Prior) -> None:
     P_max). The evidence N(d; m, T_G + noise) is in closed form; the orientation θ is integrated out, and a mirror line
     may be at any of the slots that are alike. Errors e are those of the positions, each larger by `inflation`, with
     `noise` besides; that of the centre is common to all slots. D is the distortion of the scan and of a uniform strain,
-    one matrix for all atoms but for the drift, and δ an `offset` of one sublattice that a probe that is not round makes.
+    one matrix for all atoms but for the drift, and δ an `offset` of one sublattice, as a probe that is not round makes.
 
     Classes are C1, C2, … and D1, D2, …; `a` has a mirror line through a neighbour of the first shell, `b` between two.
     Groups that the shells cannot tell apart are one class, such as C3/D3 on three like neighbours, where the twist that
@@ -485,8 +484,8 @@ def site_symmetry(atoms: View, prior: Prior) -> None:
     error bars of `noise` and of the distortion come out too small by up to the root of the coordination number.
     Errors are round, and alike in a shell.
     **Fails** where the shells overlap, or where atoms that were not found are many: the next ones take their place.
-    Shear and strain of the whole crystal look the same, as do a polar displacement and an `offset` that all sites share,
-    and only their priors tell them apart: `unassigned` says how much of a distortion could be either's. Sites that vary
+    Shear and strain of the whole crystal look the same, as do an `offset` and a polar displacement of all sites, and
+    only their priors tell them apart: `unassigned` says how much of a distortion could be either's. Sites that vary
     in all coordinates by as much as `spread` look like C1, unless positions have errors that say so.
     **Identifiable**: classes once `spread` is a few times the noise, else they follow `weights`; where a class would be
     another one under the wide template of the set `vague` and even weights, `prior_driven` says so. `size` and `scale`
@@ -512,7 +511,7 @@ def _dirichlet(given: Any, classes: int) -> Any:
     if concentration.shape[-1] == 1:
         return Dirichlet(concentration.expand(classes))
     if concentration.shape[-1] != classes:
-        raise ValueError(
+        raise ModelError(
             f"weights has {concentration.shape[-1]} concentrations, and there are {classes} groups; give one for all"
         )
     return given
