@@ -59,17 +59,17 @@ SEEN, STREWN = 0.98, 0.02
 # Noise of an atom relative to the nearest distance where candidates are looked for; at twice that patterns dissolve.
 COARSE = 0.1
 # A neighbour is given to a point nearer than this share of the nearest distance, if to any.
-NEAR = 0.45
-# Candidates and terms kept for every atom, more terms where templates have few points; and how far they may be below
-# the best, in natural logarithms.
-CANDIDATES, TERMS, TERMS_OF_FEW = 12, 6, 10
-FAR, NEGLIGIBLE = 20.0, 14.0
-# Nearest neighbours that a template's nearest points are laid on, how different in length these may be, and angles
-# (radians) between which a template is not laid twice.
-TRIED, ALIKE, DISTINCT = 6, 0.35, 0.25
-# Points that are laid on neighbours, and angles that are kept: a template of few points with some unseen may lie in
-# many ways. Up to how many points that is.
-ANCHORS, ANCHORS_OF_FEW, FEW = 2, 4, 6
+NEAR = 0.8
+# Candidates and terms kept for every atom, and how far they may be below the best, in natural logarithms.
+CANDIDATES, TERMS = 18, 12
+FAR, NEGLIGIBLE = 20.0, 12.0
+# Angles that are tried, and what they must be apart (radians) to count as two; the step moves a neighbour at the rim of
+# three shells by less than a tenth of the nearest distance.
+ANGLES, DISTINCT = np.arange(60) * (2 * math.pi / 60), 0.25
+# Angles that are kept for every template, and more for those of few points. Up to how many points that is.
+WAYS, WAYS_OF_FEW, FEW = 2, 4, 6
+# A map reaches so far, in radii.
+REACH = 1.25
 # Cells of a map along each axis.
 CELLS = 160
 # A scale or distortion farther from one is not believed when candidates are looked for, nor that of few patterns.
@@ -100,6 +100,7 @@ class Layout:
         tolerance: (template,).
         share: log of a template's share in its class.
         symmetry: order of its rotations.
+        shape_symmetry: the same if all neighbours were equally bright.
         first: distances of the first shell of the first template.
     """
 
@@ -111,6 +112,7 @@ class Layout:
     tolerance: np.ndarray
     share: np.ndarray
     symmetry: np.ndarray
+    shape_symmetry: np.ndarray
     first: np.ndarray
 
     @classmethod
@@ -144,6 +146,7 @@ class Layout:
             np.array([t.tolerance for _, t, _ in rows]),
             np.array([share for _, _, share in rows]),
             np.array([t.symmetry for _, t, _ in rows]),
+            np.array([t.plain.symmetry for _, t, _ in rows]),
             library.templates[0].first_shell,
         )
 
@@ -160,7 +163,7 @@ class Layout:
     @cached_property
     def nearest(self) -> np.ndarray:
         """Nearest point to every cell of a map, (template, cell)."""
-        line = ((np.arange(CELLS) + 0.5) / CELLS * 2 - 1) * 1.25 * self.radius
+        line = ((np.arange(CELLS) + 0.5) / CELLS * 2 - 1) * REACH * self.radius
         grid = (line + 1j * line[:, None]).ravel()
         found = [np.abs(grid[:, None] - points).argmin(1) for points in self.complex]
         return np.array(found)
@@ -169,8 +172,8 @@ class Layout:
     def zones(self) -> np.ndarray:
         """Which points are well inside the disc, near its rim inside, and outside, (3, template, point)."""
         relative = self.distance / self.radius
-        near = np.abs(relative - 1) < RIM
-        return np.stack([relative <= 1 - RIM, near & (relative < 1), near & (relative >= 1)])
+        inside, sure, seen = relative < 1, relative <= 1 - RIM, relative < 1 + RIM
+        return np.stack([sure, inside & ~sure, seen & ~inside])
 
 
 class Templates(NamedTuple):
@@ -270,7 +273,7 @@ def overlay(data: xr.Dataset, layout: Layout) -> Overlay:
         rows = slice(start, start + 32 * CHUNK)
         some = atom[rows], template[rows]
         for _ in range(2):
-            given[rows], _ = _nearest(seen, layout, *some, angle[rows])
+            given[rows] = _nearest(seen, layout, *some, angle[rows])
             figures[rows] = _figures(seen, layout, *some, given[rows])
             angle[rows] = np.angle(_overlap(guess, figures[rows]))
     candidates = _Candidates(atom, template, given, figures, angle)
@@ -301,24 +304,21 @@ def _candidates(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Which templates at which angles may explain which atoms, and about what they are worth.
 
-    The nearest points are laid on the nearest neighbours. A map of each template, turned so that such a point lies on
-    the x axis, says what a neighbour is worth that lies here or there.
+    Patterns are turned in steps, and a map of each template says what a neighbour is worth that lies here or there.
     """
     variance = (COARSE * layout.distance.min()) ** 2
-    reach = 1.25 * layout.radius
+    reach = REACH * layout.radius
     maps = _Maps.of(layout, variance, _worth(variance, seen.density), reach)
     found = []
     for start in range(0, len(seen.way), CHUNK):
         way = seen.way[start : start + CHUNK].astype(np.complex64).T
         there = seen.there[start : start + CHUNK].T
-        tried = way[:TRIED]
-        length = np.where(there[:TRIED], np.abs(tried), 1.0)
-        turned = way * np.conj(np.where(there[:TRIED], tried, 1.0) / length)[:, None]
+        turned = way * np.exp(-1j * ANGLES).astype(np.complex64)[:, None, None]
         place = _cell(turned.real, turned.imag, reach)
         place[:, ~there] = CELLS * CELLS
         scores, angles, which = [], [], []
-        for template, rows in enumerate(maps.rows):
-            s, a = _few_best(maps, rows, place, np.angle(tried), np.where(there[:TRIED], length, 0))
+        for template in range(len(layout.motif)):
+            s, a = _few_best(maps, template, place)
             scores.append(s)
             angles.append(a)
             which += [template] * len(s)
@@ -341,84 +341,52 @@ class _Maps:
     """Maps of the templates.
 
     Attributes:
-        rows: of every template, its maps.
-        worth: of a neighbour in each cell, (map, cell); the last cell is for those that are not there.
-        angle: of the point that the map has on its x axis.
-        length: distance of that point.
-        nothing: what each map is worth without neighbours.
-        fold: order of the template's rotations.
+        worth: of a neighbour in each cell, (template, cell); the last cell is for those that are not there.
+        nothing: what each template is worth without neighbours.
+        fold: order of its rotations.
+        kept: angles that are kept: brightness may tell apart what places do not.
     """
 
-    rows: list[list[int]]
     worth: np.ndarray
-    angle: np.ndarray
-    length: np.ndarray
     nothing: np.ndarray
     fold: np.ndarray
+    kept: np.ndarray
 
     @classmethod
     def of(cls, layout: Layout, variance: float, worth: float, reach: float) -> _Maps:
-        """Maps for each template's nearest point, or its two nearest where it has no rotations."""
+        """Maps of the points that are in the disc."""
         line = ((np.arange(CELLS) + 0.5) / CELLS * 2 - 1) * reach
         grid = (line + 1j * line[:, None]).ravel()
-        rows: list[list[int]] = []
-        maps, anchors, nothing, folds = [], [], [], []
-        for template, fold in enumerate(layout.symmetry):
-            inner = layout.distance[template] < layout.radius
-            inner = inner if inner.any() else np.isfinite(layout.distance[template])
-            points = layout.points[template, inner] @ [1, 1j]
-            rows.append([])
-            for anchor in points[: _ways(len(points), int(fold))]:
-                turned = points * np.conj(anchor) / abs(anchor)
-                square = np.full(len(grid), np.inf)
-                for point in turned:
-                    away = grid - point
-                    np.minimum(square, away.real**2 + away.imag**2, out=square)
-                rows[-1].append(len(maps))
-                maps.append(np.append(np.maximum(worth - square / (4 * variance), 0.0), 0.0))
-                anchors.append(anchor)
-                nothing.append(len(points) * math.log(1 - SEEN) + layout.share[template])
-                folds.append(fold)
-        found = np.array(anchors)
-        return cls(
-            rows,
-            np.array(maps, np.float32),
-            np.angle(found).astype(np.float32),
-            np.abs(found),
-            np.array(nothing),
-            np.array(folds, np.float32),
-        )
+        maps = np.zeros((len(layout.motif), len(grid) + 1), np.float32)
+        count = np.zeros(len(layout.motif))
+        for template, points in enumerate(layout.complex):
+            square = np.full(len(grid), np.inf)
+            for point in points[layout.distance[template] < layout.radius]:
+                away = grid - point
+                np.minimum(square, away.real**2 + away.imag**2, out=square)
+                count[template] += 1
+            maps[template, :-1] = np.maximum(worth - square / (4 * variance), 0.0)
+        # A template of few points, some of them unseen, may lie in many ways.
+        ways = np.where(count <= FEW, WAYS_OF_FEW // layout.symmetry, WAYS)
+        alike = layout.shape_symmetry // layout.symmetry
+        nothing = count * math.log(1 - SEEN) + layout.share
+        return cls(maps, nothing, layout.symmetry, np.maximum(np.maximum(ways, alike), 1))
 
 
-def _ways(points: int, fold: int) -> int:
-    """How many points are laid on neighbours: one where rotations make them alike."""
-    if points <= FEW:
-        return max(1, ANCHORS_OF_FEW // fold)
-    return 1 if fold > 1 else ANCHORS
-
-
-def _few_best(
-    maps: _Maps, rows: list[int], place: np.ndarray, angle: np.ndarray, length: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _few_best(maps: _Maps, template: int, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The best angles of a template on each pattern and what they are worth, (angle, atom)."""
-    scores = []
-    for row in rows:
-        score = maps.worth[row][place].sum(1) + np.float32(maps.nothing[row])
-        # What is not near in length cannot lie on it.
-        score[np.abs(length / maps.length[row] - 1) > ALIKE] = -np.inf
-        scores.append(score)
-    score = np.concatenate(scores)
-    angles = np.concatenate([angle - maps.angle[row] for row in rows])
-    fold = maps.fold[rows[0]]
+    fold = int(maps.fold[template])
+    steps = -(-len(ANGLES) // fold)
+    score = maps.worth[template][place[:steps]].sum(1) + np.float32(maps.nothing[template])
+    apart = np.abs(np.arange(steps)[:, None] - np.arange(steps))
+    near = np.minimum(apart, steps - apart) * (ANGLES[1] - ANGLES[0]) < DISTINCT
     tops, bests = [], []
-    for _ in range(max(ANCHORS, len(rows))):
-        first = score.argmax(0)[None]
-        top, best = (np.take_along_axis(q, first, 0) for q in (score, angles))
-        tops.append(top)
-        bests.append(best)
-        turns = (angles - best) * (fold / np.float32(2 * math.pi))
-        score[np.abs(turns - np.rint(turns)) < DISTINCT * fold / (2 * math.pi)] = -np.inf
-    return np.concatenate(tops), np.concatenate(bests)
+    for _ in range(maps.kept[template]):
+        first = score.argmax(0)
+        tops.append(np.take_along_axis(score, first[None], 0)[0])
+        bests.append(ANGLES[first])
+        score[near[:, first]] = -np.inf
+    return np.stack(tops), np.stack(bests)
 
 
 def _best(
@@ -437,31 +405,45 @@ def _best(
 
 def _nearest(
     seen: _Patterns, layout: Layout, atom: np.ndarray, template: np.ndarray, angle: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The point that each neighbour is given to, -1 for none, and the square of the distance to the nearest.
+) -> np.ndarray:
+    """The point that each neighbour is given to, -1 for none.
 
-    Of several neighbours that are nearest to one point only the nearest is given to it.
+    Of several neighbours that are nearest to one point the nearest is given to it, the others to points that are free.
     """
     turned = seen.way[atom] * np.exp(-1j * angle)[:, None]
-    cell = _cell(turned.real, turned.imag, 1.25 * layout.radius)
+    cell = _cell(turned.real, turned.imag, REACH * layout.radius)
     point = layout.nearest[template[:, None], cell]
     away = turned - layout.complex[template[:, None], point]
     far = np.where(seen.there[atom], away.real**2 + away.imag**2, np.inf)
     given = np.where(far < (NEAR * layout.distance.min()) ** 2, point, -1)
     ordered = np.sort(given, axis=1)
     shared = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(1)
-    for row in np.flatnonzero(shared):
-        _give_to_nearest(given[row], far[row])
-    return given, far
+    rows = np.flatnonzero(shared)
+    for start in range(0, len(rows), CHUNK):
+        some = rows[start : start + CHUNK]
+        given[some] = _in_rounds(turned[some], seen.there[atom[some]], layout, template[some])
+    return given
 
 
-def _give_to_nearest(given: np.ndarray, far: np.ndarray) -> None:
-    """Leave each point to the nearest of the neighbours that it was given to."""
-    order = np.argsort(far, kind="stable")
-    _, first = np.unique(given[order], return_index=True)
-    later = np.ones(len(given), bool)
-    later[order[first]] = False
-    given[later] = -1
+def _in_rounds(
+    turned: np.ndarray, there: np.ndarray, layout: Layout, template: np.ndarray
+) -> np.ndarray:
+    """Neighbours given to points that are each other's nearest, then those that are left, three times."""
+    away = turned[:, :, None] - layout.complex[template][:, None, :]
+    square = away.real**2 + away.imag**2
+    square[~there] = np.inf
+    square[square > (NEAR * layout.distance.min()) ** 2] = np.inf
+    given = np.full(turned.shape, -1)
+    slots = np.arange(turned.shape[1])
+    for _ in range(3):
+        point = square.argmin(2)
+        mine = np.take_along_axis(square.argmin(1), point, 1) == slots
+        mine &= np.isfinite(np.take_along_axis(square, point[:, :, None], 2)[:, :, 0])
+        given[mine] = point[mine]
+        row, slot = np.nonzero(mine)
+        square[row, slot] = np.inf
+        square[row, :, point[row, slot]] = np.inf
+    return given
 
 
 def _figures(
@@ -553,7 +535,7 @@ def _gated(
     np.maximum.at(top, found.atom, value)
     # Without its misfits a candidate can gain what it is worth to explain a few neighbours.
     found = found.take(np.flatnonzero(value > top[found.atom] - FAR))
-    _, far = _nearest(seen, layout, found.atom, found.template, found.angle)
+    far = _off(seen, layout, found)
     parts = [found]
     for wider in (1.0, 4.0):
         v = wider * (variance + layout.tolerance[found.template] ** 2)
@@ -599,6 +581,13 @@ def _log_strange(marks: Any) -> Any:
     return -0.5 * (marks / STRANGE) ** 2 - math.log(STRANGE) - 0.5 * math.log(2 * math.pi)
 
 
+def _off(seen: _Patterns, layout: Layout, found: _Candidates) -> np.ndarray:
+    """Square of how far every neighbour is from the point that it is given to."""
+    points = layout.complex[found.template[:, None], found.given]
+    away = seen.way[found.atom] * np.exp(-1j * found.angle)[:, None] - points
+    return np.asarray(away.real**2 + away.imag**2)
+
+
 def _kept(
     seen: _Patterns, layout: Layout, guess: np.ndarray, variance: float, found: _Candidates
 ) -> Overlay:
@@ -616,9 +605,8 @@ def _kept(
     chosen = np.flatnonzero(kept)
     chosen = chosen[np.lexsort((-height[chosen], atom[chosen]))]
     place = np.arange(len(chosen)) - np.searchsorted(atom[chosen], atom[chosen])
-    most = TERMS_OF_FEW if layout.points.shape[1] <= FEW else TERMS
-    chosen, place = chosen[place < most], place[place < most]
-    shape = (len(seen.way), most)
+    chosen, place = chosen[place < TERMS], place[place < TERMS]
+    shape = (len(seen.way), TERMS)
     table = np.zeros((*shape, len(FIGURES)))
     # Where there is no term there is one that is worth nothing, with figures that do no harm.
     table[..., CONSTANT], table[..., 7], table[..., 9] = NOTHING, 1.0, 1.0

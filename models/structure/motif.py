@@ -124,7 +124,7 @@ PRIORS = {
 
 def _sheet() -> xr.Dataset:
     """A little graphene."""
-    return simulate("graphene", gives="atoms", field=2.2, seed=1)
+    return simulate("graphene", gives="atoms", field=1.7, seed=1)
 
 
 def _around(data: xr.Dataset, settings: Mapping[str, float], found: Library) -> xr.Dataset:
@@ -424,7 +424,8 @@ def _derive(view: View, prior: Prior, values: Mapping[str, Tensor]) -> xr.Datase
     noise="noise",
     labels={"motif": _names},
     derive=_derive,
-    enough=600,
+    runner="laplace",
+    enough=300,
     design=_sheet,
 )
 def motif(patterns: View, prior: Prior) -> None:
@@ -513,7 +514,8 @@ def motifs_from(
         noise="noise",
         labels={"motif": found.classes},
         derive=lambda view, prior, values: _derived(view, prior, values, found),
-        enough=600,
+        runner="laplace",
+        enough=300,
         design=_sheet,
         family="structure",
     )(story)

@@ -88,6 +88,11 @@ class Template:
         return max(n for n in range(1, MOST_FOLD + 1) if self.like(self.turned(2 * math.pi / n)))
 
     @property
+    def plain(self) -> Template:
+        """The same with all neighbours equally bright."""
+        return Template(self.motif, self.points, np.zeros(len(self.points)), self.tolerance)
+
+    @property
     def chiral(self) -> bool:
         """Whether no rotation makes it its mirror image."""
         mirror = self.mirrored()
