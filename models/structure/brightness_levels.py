@@ -29,12 +29,16 @@ BENDS = 2
 SOME = 500
 STARTS, MOST_MODES = 6, 8
 # Share of a proposal that is kept when it is taught by its own draws, and how often it is taught.
-KEPT, LESSONS = 0.3, 2
+KEPT, LESSONS = 0.3, 12
+# A draw that weighs this much stands for something that the proposal has missed, which then gets this share of it. The
+# proposal is good enough when this share of its draws is effective.
+HEAVY, GROWN, ENOUGH = 0.03, 0.2, 0.2
+MOST_COMPONENTS = 12
 # Of the proposal: heavy enough to cover shoulders, and thin enough for thirty dimensions.
 NU = 8.0
 # Elements of the likelihood that are worked out at once, and in all: they bound the draws on many columns.
 AT_ONCE, IN_ALL = 500_000, 20_000_000
-MOST_DRAWS, FEWEST_DRAWS = 2000, 200
+MOST_DRAWS, FEWEST_DRAWS = 4000, 200
 # Numbers of levels whose evidence is further below the best than this (in nats) by Laplace's method are not sampled.
 HOPELESS = 12.0
 
@@ -367,7 +371,26 @@ class _Proposal:
             factors.append(torch.linalg.cholesky(spread)[None])
             weights.append((1 - KEPT) * own.sum()[None])
         total = torch.cat(weights)
-        return _Proposal(torch.cat(points), torch.cat(factors), total / total.sum())
+        kept = total.argsort(descending=True)[:MOST_COMPONENTS]
+        total = total[kept]
+        return _Proposal(torch.cat(points)[kept], torch.cat(factors)[kept], total / total.sum())
+
+    def grown(self, target: _Target, missed: Tensor) -> _Proposal:
+        """With a component where one was missed: at the mode above it, or there where the mode has one."""
+        mode = _climb(target, missed)
+        known = bool(((self.points - mode).abs().amax(1) < 0.05).any())
+        if known:
+            nearest = int(self.terms(missed)[:, 0].argmax())
+            point, factor = missed, self.factors[nearest]
+        else:
+            found = _Mode.at(target, mode)
+            point, factor = found.point, found.factor
+        share = torch.full((1,), GROWN, dtype=torch.float64)
+        return _Proposal(
+            torch.cat([self.points, point]),
+            torch.cat([self.factors, factor[None]]),
+            torch.cat([(1 - GROWN) * self.weights, share]),
+        )
 
 
 @dataclass(frozen=True)
@@ -523,19 +546,28 @@ def _expectation(
 
 
 def _weigh(target: _Target, modes: list[_Mode], generator: torch.Generator) -> _Weighed:
-    """Draw around the modes and weigh; the proposal is taught by what it finds before it counts."""
+    """Draw around the modes and weigh; the proposal is taught by what it finds before it counts.
+
+    Where one draw weighs much, the proposal has missed something: it gets a component there.
+    """
     elements = len(target.columns.intensity) * target.levels.count
     count = int(np.clip(IN_ALL // elements, FEWEST_DRAWS, MOST_DRAWS))
     proposal = _Proposal.around(modes)
-    for lesson in range(LESSONS + 1):
+    lessons = LESSONS if count == MOST_DRAWS else 2 * (count >= MOST_DRAWS // 8)
+    for lesson in range(lessons + 1):
         flat = proposal.sample(count, generator)
         log_weight = target.in_parts(flat) - torch.logsumexp(proposal.terms(flat), 0)
         log_weight = torch.nan_to_num(log_weight, nan=-math.inf)
-        if lesson < LESSONS and count >= MOST_DRAWS // 4:
-            proposal = proposal.taught(flat, log_weight)
+        weight = torch.softmax(log_weight, 0)
+        effective = 1 / float(weight.square().sum())
+        if effective > ENOUGH * count or lesson == lessons:
+            break
+        heaviest = int(weight.argmax())
+        missed = flat[heaviest : heaviest + 1] if float(weight[heaviest]) > HEAVY else None
+        proposal = proposal.taught(flat, log_weight)
+        if missed is not None:
+            proposal = proposal.grown(target, missed)
     evidence = float(torch.logsumexp(log_weight, 0)) - math.log(count)
-    weight = torch.softmax(log_weight, 0)
-    effective = 1 / float(weight.square().sum())
     se = math.sqrt(max(1 / effective - 1 / count, 0.0))
     return _Weighed(target.levels, flat, log_weight, evidence, se, effective / count)
 
