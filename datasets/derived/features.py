@@ -28,7 +28,9 @@ __all__ = ["features_of", "orders", "ring_basis"]
 
 FEWEST, MOST = 2, 8
 # An atom nearer to the rim of the frame than this part of its farthest neighbour's distance may lack neighbours.
-RIM = 1.0
+RIM = 0.8
+# Of steps in distance that are as large as this part of the largest, the first counts.
+LARGE = 0.9
 # Robust standard deviation of a normal distribution from the median of absolute deviations.
 MAD = 1.4826
 
@@ -160,7 +162,7 @@ def _natural(away: np.ndarray) -> int:
     """Neighbours before the largest relative step in distance."""
     typical = np.median(away, 0)
     steps = typical[FEWEST : MOST + 1] / typical[FEWEST - 1 : MOST]
-    return FEWEST + int(steps.argmax())
+    return FEWEST + int((steps - 1 > LARGE * (steps.max() - 1)).argmax())
 
 
 def _logarithm(intensity: np.ndarray) -> np.ndarray:
@@ -214,17 +216,14 @@ def _told(
     neighbours = ring.distance.shape[1]
     middle = float(np.median(ring.distance))
     free = ring.angle @ ring_basis(neighbours)
-    parts, scales = [], []
-    for values, error in (
-        (ring.distance - middle, None if ring.errors is None else ring.errors[0]),
-        (free, None if ring.errors is None else ring.errors[1]),
-        (None if own is None else (own - np.median(own))[:, None], None),
-    ):
-        if values is None:
-            continue
-        scale = _unit(values) if error is None else float(np.median(error))
-        parts.append(values / scale)
-        scales.append(scale)
+    if ring.errors is None:
+        scales = [_unit(ring.distance), _unit(ring.angle)]
+    else:
+        scales = [float(np.median(error)) for error in ring.errors]
+    parts = [(ring.distance - middle) / scales[0], free / scales[1]]
+    if own is not None:
+        scales.append(_unit(own))
+        parts.append((own - np.median(own))[:, None] / scales[2])
     errors = {}
     if ring.errors is not None:
         errors = {
@@ -263,5 +262,5 @@ def _told(
 
 def _unit(values: np.ndarray) -> float:
     """A robust scale of values about their median, not below a millionth of their range."""
-    off = np.abs(values - np.median(values, 0))
+    off = np.abs(values - np.median(values))
     return float(max(MAD * np.median(off), 1e-6 * np.ptp(values), 1e-12))

@@ -1,23 +1,32 @@
-"""A Dirichlet-process mixture of normal distributions of rings: vectors whose first place and sense are arbitrary.
+"""A Dirichlet-process mixture of rings: the variational posterior with the highest bound.
 
-The posterior is found in two steps, all conditional distributions being conjugate. A variational one from several sets
-of seeds, with moves that join clusters and that undo a broken symmetry, finds the partition with the highest bound.
-Gibbs sweeps of the whole story then start there: assignments, sticks, concentration, centres, precisions and scatter.
-
-Sums over all orders of all vectors are matrix products: a quadratic form of x is linear in the products of its entries.
+All conditional distributions are conjugate. Several sets of seeds are climbed from, with moves that join clusters, that
+undo a broken symmetry, and that begin a cluster with what fits worst.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from pyro.distributions import TorchDistribution, constraints
-from torch import Tensor
 
-__all__ = ["AnyOrder", "Mixture", "Settings", "fitted", "monomials", "precision_factor", "swept"]
+from .rings import monomials, quadratics
+
+__all__ = [
+    "Mixture",
+    "Normals",
+    "Rings",
+    "Settings",
+    "Sums",
+    "fitted",
+    "likelihoods",
+    "normals_of",
+    "rings",
+    "scatter_given",
+    "sticks_of",
+]
 
 # Rounds of the variational updates at most, and the gain per vector below which they end.
 ROUNDS, SMALLEST_GAIN = 200, 1e-5
@@ -31,92 +40,8 @@ EVERY = 4
 MOVES = 12
 # Sets of seeds that are tried.
 STARTS = 4
-
-
-class AnyOrder(TorchDistribution):
-    """A normal vector whose entries are then put into one of the orders of a ring, each as likely.
-
-    Args:
-        centre: mean, (…, size).
-        factor: F with precision F Fᵀ, lower triangular, (…, size, size).
-        ring: the orders as orthogonal matrices, (order, size, size).
-    """
-
-    arg_constraints: ClassVar[dict[str, Any]] = {}
-    support = constraints.real_vector
-
-    def __init__(
-        self, centre: Tensor, factor: Tensor, ring: Tensor, batch_shape: torch.Size | None = None
-    ) -> None:
-        self.centre, self.factor, self.ring = centre, factor, ring
-        super().__init__(batch_shape or centre.shape[:-1], centre.shape[-1:], validate_args=False)
-
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> AnyOrder:
-        """The same, for a wider batch; what is the same for all is kept once."""
-        return AnyOrder(self.centre, self.factor, self.ring, torch.Size(batch_shape))
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean over the orders."""
-        return (self.centre @ self.ring.mean(0)).expand(self.batch_shape + self.event_shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log density, summed over the orders."""
-        weights = quadratics(self.centre, self.factor, self.ring)
-        products = monomials(value)
-        if weights.dim() > 2 and weights.shape[-3] == 1:
-            terms = products @ weights.squeeze(-3)
-        else:
-            terms = (products.unsqueeze(-2) @ weights).squeeze(-2)
-        return torch.logsumexp(terms, -1) - np.log(len(self.ring))
-
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        """Draw vectors and turn them at random."""
-        shape = self._extended_shape(sample_shape)
-        normal = torch.randn(shape, dtype=self.centre.dtype)
-        away = torch.linalg.solve_triangular(
-            self.factor.mT, normal.unsqueeze(-1), upper=True
-        ).squeeze(-1)
-        order = torch.randint(len(self.ring), shape[:-1])
-        return ((self.centre + away).unsqueeze(-2) @ self.ring[order]).squeeze(-2)
-
-
-def monomials(x: Tensor) -> Tensor:
-    """Products x_i x_j with i ≤ j, then x_i, then 1."""
-    size = x.shape[-1]
-    i, j = torch.triu_indices(size, size)
-    return torch.cat([x[..., i] * x[..., j], x, torch.ones_like(x[..., :1])], -1)
-
-
-def quadratics(centre: Tensor, factor: Tensor, ring: Tensor) -> Tensor:
-    """Log densities of x in every order as weights of its monomials, (…, monomial, order)."""
-    size = centre.shape[-1]
-    i, j = torch.triu_indices(size, size)
-    turned = ring.mT @ factor.unsqueeze(-3)
-    precision = turned @ turned.mT
-    double = torch.where(i == j, 0.5, 1.0).to(centre.dtype)
-    seen = (centre.unsqueeze(-2) @ factor).squeeze(-2)
-    straight = (turned @ seen.unsqueeze(-2).unsqueeze(-1)).squeeze(-1)
-    constant = torch.diagonal(factor, dim1=-2, dim2=-1).log().sum(-1) - 0.5 * (seen**2).sum(-1)
-    constant = constant - 0.5 * size * np.log(2 * np.pi)
-    constant = constant[..., None, None].expand(*straight.shape[:-1], 1)
-    return torch.cat([-precision[..., i, j] * double, straight, constant], -1).mT
-
-
-def precision_factor(root: Tensor, cross: Tensor, scale: Tensor) -> Tensor:
-    """F with F Fᵀ ~ Wishart(ν, diag(scale²)⁻¹), by Bartlett's decomposition.
-
-    Args:
-        root: squares of the diagonal, χ² of ν, ν - 1, … (…, size).
-        cross: standard normal entries below it, row by row.
-        scale: square roots of the scatter, (…, size).
-    """
-    size = root.shape[-1]
-    i, j = torch.tril_indices(size, size, -1)
-    lower = torch.zeros(size * size, cross.shape[-1], dtype=root.dtype)
-    lower[i * size + j, torch.arange(len(i))] = 1.0
-    below = (cross @ lower.mT).reshape(*cross.shape[:-1], size, size)
-    return (below + torch.diag_embed(root.sqrt())) / scale.unsqueeze(-1)
+# Vectors that are tried as the first of a new cluster.
+BIRTHS = 6
 
 
 class Settings(NamedTuple):
@@ -159,7 +84,7 @@ def rings(values: np.ndarray, ring: np.ndarray) -> Rings:
     return Rings(turned, monomials(torch.as_tensor(values)).numpy(), ring)
 
 
-class _Sums(NamedTuple):
+class Sums(NamedTuple):
     """Number, sum, and sum of squares of the vectors of each cluster, in the cluster's order."""
 
     number: np.ndarray
@@ -184,7 +109,7 @@ class Mixture:
     bound: float
 
 
-def _sums(data: Rings, shares: np.ndarray) -> _Sums:
+def _sums(data: Rings, shares: np.ndarray) -> Sums:
     """Weighted moments, each order of each vector turned into its cluster's."""
     size = data.values.shape[2]
     i, j = np.triu_indices(size)
@@ -195,10 +120,10 @@ def _sums(data: Rings, shares: np.ndarray) -> _Sums:
     first = moments[..., len(i) : -1]
     turned = np.einsum("sij,ksj->ki", data.ring, first, optimize=True)
     both = np.einsum("sij,ksjl,sml->kim", data.ring, second, data.ring, optimize=True)
-    return _Sums(moments[..., -1].sum(1), turned, both)
+    return Sums(moments[..., -1].sum(1), turned, both)
 
 
-class _Normals(NamedTuple):
+class Normals(NamedTuple):
     """Normal-Wishart posteriors of the clusters: (κ, centre, ν, scatter matrix)."""
 
     kappa: np.ndarray
@@ -207,20 +132,21 @@ class _Normals(NamedTuple):
     matrix: np.ndarray
 
 
-def _updated(sums: _Sums, scatter: np.ndarray, chosen: Settings) -> _Normals:
+def normals_of(sums: Sums, scatter: np.ndarray, chosen: Settings) -> Normals:
+    """Posteriors of the clusters' centres and precisions, given their vectors."""
     kappa = chosen.kappa + sums.number
     centre = sums.first / kappa[..., None]
     outer = centre[..., :, None] * centre[..., None, :]
     matrix = np.diag(scatter[chosen.groups]) + sums.second - kappa[..., None, None] * outer
-    return _Normals(kappa, centre, chosen.nu + sums.number, matrix)
+    return Normals(kappa, centre, chosen.nu + sums.number, matrix)
 
 
 def _normaliser(kappa: np.ndarray, nu: np.ndarray, log_det: np.ndarray, size: int) -> np.ndarray:
-    """Log of the integral of the Normal-Wishart density without its constant."""
-    from scipy.special import multigammaln
+    """Log of the integral of the Normal-Wishart density without its constants, which cancel."""
+    from scipy.special import gammaln
 
     found: np.ndarray = (
-        multigammaln(nu / 2, size)
+        gammaln(0.5 * (nu[..., None] - np.arange(size))).sum(-1)
         + 0.5 * nu * size * np.log(2)
         - 0.5 * nu * log_det
         - 0.5 * size * np.log(kappa)
@@ -228,10 +154,10 @@ def _normaliser(kappa: np.ndarray, nu: np.ndarray, log_det: np.ndarray, size: in
     return found
 
 
-def _likelihoods(sums: _Sums, scatter: np.ndarray, chosen: Settings) -> np.ndarray:
+def likelihoods(sums: Sums, scatter: np.ndarray, chosen: Settings) -> np.ndarray:
     """Log marginal likelihood of each cluster's vectors."""
     size = sums.first.shape[-1]
-    normals = _updated(sums, scatter, chosen)
+    normals = normals_of(sums, scatter, chosen)
     after = _normaliser(normals.kappa, normals.nu, np.linalg.slogdet(normals.matrix)[1], size)
     before = _normaliser(
         np.asarray(chosen.kappa),
@@ -243,7 +169,7 @@ def _likelihoods(sums: _Sums, scatter: np.ndarray, chosen: Settings) -> np.ndarr
     return found
 
 
-def _sticks(number: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+def sticks_of(number: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     """Beta parameters of the sticks but the last."""
     beyond = number[::-1].cumsum()[::-1] - number
     return 1 + number[:-1], alpha + beyond[:-1]
@@ -253,7 +179,7 @@ def _partition(number: np.ndarray, alpha: float) -> float:
     """Log probability of the assignments, the sticks integrated out."""
     from scipy.special import betaln
 
-    first, second = _sticks(number, alpha)
+    first, second = sticks_of(number, alpha)
     return float((betaln(first, second) - betaln(1.0, alpha)).sum())
 
 
@@ -266,18 +192,18 @@ def _entropy(shares: np.ndarray) -> float:
 def _bound(
     data: Rings,
     shares: np.ndarray,
-    sums: _Sums,
+    sums: Sums,
     alpha: float,
     scatter: np.ndarray,
     chosen: Settings,
 ) -> float:
     order = np.argsort(-sums.number)
-    value = float(_likelihoods(sums, scatter, chosen).sum())
+    value = float(likelihoods(sums, scatter, chosen).sum())
     value += _partition(sums.number[order], alpha) + _entropy(shares)
     return value - len(data.values) * float(np.log(len(data.ring)))
 
 
-def _expected(data: Rings, normals: _Normals, weight: np.ndarray) -> np.ndarray:
+def _expected(data: Rings, normals: Normals, weight: np.ndarray) -> np.ndarray:
     """Expected log density of every vector in every cluster and order, with the log weights added."""
     from scipy.special import digamma
 
@@ -301,7 +227,7 @@ def _expected(data: Rings, normals: _Normals, weight: np.ndarray) -> np.ndarray:
 def _log_weights(number: np.ndarray, alpha: float) -> np.ndarray:
     from scipy.special import digamma
 
-    first, second = _sticks(number, alpha)
+    first, second = sticks_of(number, alpha)
     total = digamma(first + second)
     stay, go = digamma(first) - total, digamma(second) - total
     return np.append(stay, 0.0) + np.append(0.0, go.cumsum())
@@ -317,15 +243,15 @@ def _climb(data: Rings, start: Mixture, chosen: Settings, rounds: int = ROUNDS) 
         # One empty cluster speaks for all.
         order = order[: int((sums.number > SEEN).sum()) + 1]
         shares = shares[:, order]
-        sums = _Sums(*(part[order] for part in sums))
-        normals = _updated(sums, scatter, chosen)
+        sums = Sums(*(part[order] for part in sums))
+        normals = normals_of(sums, scatter, chosen)
         alpha, scatter = _hyper(sums, normals, alpha, scatter, chosen)
         if step % EVERY == 0 or step == rounds:
             bound = _bound(data, shares, sums, alpha, scatter, chosen)
             if step == rounds or bound - last < SMALLEST_GAIN * len(data.values):
                 break
             last = bound
-        normals = _updated(sums, scatter, chosen)
+        normals = normals_of(sums, scatter, chosen)
         logs = _expected(data, normals, _log_weights(sums.number, alpha))
         logs -= logs.max((1, 2), keepdims=True)
         shares = np.exp(logs)
@@ -334,24 +260,24 @@ def _climb(data: Rings, start: Mixture, chosen: Settings, rounds: int = ROUNDS) 
 
 
 def _hyper(
-    sums: _Sums, normals: _Normals, alpha: float, scatter: np.ndarray, chosen: Settings
+    sums: Sums, normals: Normals, alpha: float, scatter: np.ndarray, chosen: Settings
 ) -> tuple[float, np.ndarray]:
     """Concentration and scatter at their conditional means."""
     from scipy.special import digamma
 
     if isinstance(chosen.alpha, tuple):
-        first, second = _sticks(sums.number, alpha)
+        first, second = sticks_of(sums.number, alpha)
         left = (digamma(second) - digamma(first + second)).sum()
         alpha = (chosen.alpha[0] + len(first)) / (chosen.alpha[1] - left)
     if isinstance(chosen.scatter, tuple):
         inverse = np.linalg.inv(normals.matrix)
         precision = normals.nu[:, None] * np.diagonal(inverse, axis1=1, axis2=2)
-        shape, rate = _scatter_given(precision, chosen)
+        shape, rate = scatter_given(precision, chosen)
         scatter = shape / rate
     return float(alpha), scatter
 
 
-def _scatter_given(precision: np.ndarray, chosen: Settings) -> tuple[np.ndarray, np.ndarray]:
+def scatter_given(precision: np.ndarray, chosen: Settings) -> tuple[np.ndarray, np.ndarray]:
     """Gamma posterior of each group's scatter given the diagonals of the precisions, (cluster, size)."""
     assert isinstance(chosen.scatter, tuple)
     count = int(chosen.groups.max()) + 1
@@ -394,20 +320,42 @@ def _apart(values: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     return np.maximum(size - 2 * dots + (seeds**2).sum(1)[:, None], 0.0)
 
 
+def _born(data: Rings, found: Mixture, chosen: Settings) -> Mixture:
+    """Clusters begun with the vectors that fit worst, as long as that raises the bound."""
+    for _ in range(chosen.clusters):
+        sums = _sums(data, found.shares)
+        if (sums.number > SEEN).sum() >= chosen.clusters:
+            break
+        normals = normals_of(sums, found.scatter, chosen)
+        logs = _expected(data, normals, np.zeros(len(sums.number)))
+        worst = np.argsort(logs.max((1, 2)), kind="stable")[:BIRTHS]
+        trials = [_climb(data, _alone(found, int(one)), chosen, FEW) for one in worst]
+        best = _climb(data, max(trials, key=lambda mixture: mixture.bound), chosen)
+        if best.bound <= found.bound + SMALLEST_GAIN * len(data.values):
+            break
+        found = best
+    return found
+
+
+def _alone(found: Mixture, one: int) -> Mixture:
+    """The same with one vector in a cluster of its own."""
+    shares = np.pad(found.shares, ((0, 0), (0, 1), (0, 0)))
+    shares[one] = 0.0
+    shares[one, -1, 0] = 1.0
+    return replace(found, shares=shares)
+
+
 def _joined(data: Rings, found: Mixture, chosen: Settings) -> Mixture:
     """Clusters joined, and symmetries restored, as long as that raises the bound."""
-    while True:
-        after = found
-        better = _best_move(data, found, chosen)
-        while better is not None:
-            after = _climb(data, better, chosen, FEW)
-            better = _best_move(data, after, chosen)
-        if after is found:
-            return found
-        after = _climb(data, after, chosen)
-        if after.bound <= found.bound:
-            return found
-        found = after
+    after = found
+    # Each move joins two clusters or makes one symmetric; more are needed only where updates undo them.
+    for _ in range(2 * chosen.clusters):
+        better = _best_move(data, after, chosen)
+        if better is None:
+            break
+        after = _climb(data, better, chosen, FEW)
+    after = _climb(data, after, chosen)
+    return max(found, after, key=lambda mixture: mixture.bound)
 
 
 def _best_move(data: Rings, found: Mixture, chosen: Settings) -> Mixture | None:
@@ -415,7 +363,7 @@ def _best_move(data: Rings, found: Mixture, chosen: Settings) -> Mixture | None:
     shares = found.shares
     sums = _sums(data, shares)
     used = np.flatnonzero(sums.number > SEEN)
-    alone = _likelihoods(sums, found.scatter, chosen)
+    alone = likelihoods(sums, found.scatter, chosen)
     base = _partition(sums.number, found.alpha)
 
     def gain(columns: list[int], after: np.ndarray) -> float:
@@ -424,7 +372,7 @@ def _best_move(data: Rings, found: Mixture, chosen: Settings) -> Mixture | None:
         number = sums.number.copy()
         number[columns] = 0.0
         number[columns[0]] = new.number[0]
-        value = float(_likelihoods(new, found.scatter, chosen)[0] - alone[columns].sum())
+        value = float(likelihoods(new, found.scatter, chosen)[0] - alone[columns].sum())
         value += _partition(np.sort(number)[::-1], found.alpha) - base
         return value + _entropy(after) - _entropy(shares[:, columns])
 
@@ -453,25 +401,25 @@ def _composed(ring: np.ndarray) -> np.ndarray:
 
 
 def _promising(
-    sums: _Sums, scatter: np.ndarray, chosen: Settings, ring: np.ndarray, used: np.ndarray
+    sums: Sums, scatter: np.ndarray, chosen: Settings, ring: np.ndarray, used: np.ndarray
 ) -> list[tuple[int, int, int]]:
     """Pairs of clusters, and the order in which the second is added, that lose least likelihood; the best few.
 
     A cluster paired with itself in another order is made symmetric.
     """
-    alone = _likelihoods(sums, scatter, chosen)
+    alone = likelihoods(sums, scatter, chosen)
     itself = int(np.abs(ring - np.eye(ring.shape[1])).sum((1, 2)).argmin())
     found = []
     for place, k in enumerate(used):
         for other in used[place:]:
             part = 0.5 if other == k else 1.0
             second = ring @ sums.second[other] @ np.swapaxes(ring, 1, 2)
-            both = _Sums(
+            both = Sums(
                 np.full(len(ring), part * (sums.number[k] + sums.number[other])),
                 part * (sums.first[k] + ring @ sums.first[other]),
                 part * (sums.second[k] + second),
             )
-            change = _likelihoods(both, scatter, chosen) - alone[k]
+            change = likelihoods(both, scatter, chosen) - alone[k]
             if other == k:
                 change[itself] = -np.inf
             else:
@@ -500,141 +448,6 @@ def fitted(values: np.ndarray, ring: np.ndarray, chosen: Settings, seed: int) ->
         for _ in range(STARTS)
     ]
     best = max(found, key=lambda mixture: mixture.bound)
+    best = _joined(data, _born(data, best, chosen), chosen)
     empty = chosen.clusters - best.shares.shape[1]
     return replace(best, shares=np.pad(best.shares, ((0, 0), (0, max(empty, 0)), (0, 0))))
-
-
-class Sweeps(NamedTuple):
-    """Draws of the story's latents, and how many clusters had vectors in each."""
-
-    latents: dict[str, np.ndarray]
-    occupied: np.ndarray
-
-
-def swept(
-    values: np.ndarray,
-    ring: np.ndarray,
-    chosen: Settings,
-    start: Mixture,
-    *,
-    draws: int,
-    warm: int,
-    thin: int,
-    seed: int,
-) -> Sweeps:
-    """Gibbs draws of everything, from a variational posterior on.
-
-    Args:
-        values: vectors.
-        ring: orders.
-        chosen: what the prior says.
-        start: where to begin.
-        draws: how many.
-        warm: sweeps before the first.
-        thin: sweeps for each draw.
-        seed: of the draws.
-    """
-    rng = np.random.default_rng(seed)
-    data = rings(values, ring)
-    flat = start.shares.reshape(len(values), -1)
-    alpha, scatter = start.alpha, start.scatter
-    kept: list[dict[str, np.ndarray]] = []
-    occupied = []
-    for sweep in range(warm + draws * thin):
-        labels = _drawn(flat, rng)
-        cluster, order = np.divmod(labels, len(ring))
-        state = _given_labels(data, cluster, order, alpha, scatter, chosen, rng)
-        alpha, scatter = float(state["alpha"]), state["scatter"]
-        flat = _joint(data, state)
-        if sweep >= warm and (sweep - warm) % thin == 0:
-            kept.append(state)
-            occupied.append(len(np.unique(cluster)))
-    names = ("alpha", "stick", "scatter", "root", "cross", "middle")
-    latents = {name: np.stack([state[name] for state in kept]) for name in names}
-    return Sweeps(latents, np.array(occupied))
-
-
-def _drawn(shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One column of each row, drawn by its weight."""
-    ends = shares.cumsum(1)
-    at = rng.random(len(shares)) * ends[:, -1]
-    found: np.ndarray = np.minimum((ends < at[:, None]).sum(1), shares.shape[1] - 1)
-    return found
-
-
-def _given_labels(
-    data: Rings,
-    cluster: np.ndarray,
-    order: np.ndarray,
-    alpha: float,
-    scatter: np.ndarray,
-    chosen: Settings,
-    rng: np.random.Generator,
-) -> dict[str, np.ndarray]:
-    """Sticks, precisions, centres, concentration and scatter, given where every vector belongs."""
-    count, size = chosen.clusters, data.values.shape[2]
-    turned = data.values[np.arange(len(cluster)), order]
-    member = np.zeros((len(cluster), count))
-    member[np.arange(len(cluster)), cluster] = 1
-    second = np.stack([(turned[cluster == k].T @ turned[cluster == k]) for k in range(count)])
-    normals = _updated(_Sums(member.sum(0), member.T @ turned, second), scatter, chosen)
-    stick = rng.beta(*_sticks(member.sum(0), alpha))
-    stick = np.clip(stick, 1e-12, 1 - 1e-12)
-    factor = _wishart_factor(normals, rng)
-    normal = rng.standard_normal((count, size)) / np.sqrt(normals.kappa)[:, None]
-    centre = normals.centre + np.linalg.solve(np.swapaxes(factor, 1, 2), normal[..., None])[..., 0]
-    if isinstance(chosen.scatter, tuple):
-        shape, rate = _scatter_given((factor**2).sum(2), chosen)
-        scatter = rng.gamma(shape) / rate
-    if isinstance(chosen.alpha, tuple):
-        left = np.log1p(-stick).sum()
-        alpha = rng.gamma(chosen.alpha[0] + count - 1) / (chosen.alpha[1] - left)
-    lower = factor * np.sqrt(scatter[chosen.groups])[:, None]
-    i, j = np.tril_indices(size, -1)
-    seen = (np.swapaxes(factor, 1, 2) @ centre[..., None])[..., 0]
-    return {
-        "alpha": np.asarray(alpha),
-        "stick": stick,
-        "scatter": np.asarray(scatter),
-        "root": np.diagonal(lower, axis1=1, axis2=2) ** 2,
-        "cross": lower[:, i, j],
-        "middle": np.sqrt(chosen.kappa) * seen,
-        "factor": factor,
-        "centre": centre,
-    }
-
-
-def _wishart_factor(normals: _Normals, rng: np.random.Generator) -> np.ndarray:
-    """Lower factors of precisions from Wishart(ν, matrix⁻¹)."""
-    count, size = normals.centre.shape
-    inverse = np.linalg.inv(normals.matrix)
-    factor = np.linalg.cholesky(0.5 * (inverse + np.swapaxes(inverse, 1, 2)))
-    lower = np.tril(rng.standard_normal((count, size, size)), -1)
-    square = 2 * rng.gamma(0.5 * (normals.nu[:, None] - np.arange(size)))
-    lower[:, np.arange(size), np.arange(size)] = np.sqrt(square)
-    found: np.ndarray = factor @ lower
-    return found
-
-
-def weights_of(stick: np.ndarray) -> np.ndarray:
-    """Shares of the clusters from the sticks, (…, cluster)."""
-    rest = np.cumprod(1 - stick, -1)
-    one = np.ones((*stick.shape[:-1], 1))
-    found: np.ndarray = np.concatenate([stick, one], -1) * np.concatenate([one, rest], -1)
-    return found
-
-
-def _joint(data: Rings, state: dict[str, np.ndarray]) -> np.ndarray:
-    """Probability of every cluster and order for every vector, up to a factor of each vector."""
-    rows = quadratics(
-        torch.as_tensor(state["centre"]),
-        torch.as_tensor(state["factor"]),
-        torch.as_tensor(data.ring),
-    ).numpy()
-    count = len(rows)
-    weight = np.log(np.maximum(weights_of(state["stick"]), 1e-300))
-    flat = np.moveaxis(rows, 1, 0).reshape(rows.shape[1], -1)
-    logs = data.products @ flat + np.repeat(weight, rows.shape[2])
-    logs -= logs.max(1, keepdims=True)
-    found: np.ndarray = np.exp(logs).reshape(len(data.values), count * rows.shape[2])
-    return found

@@ -14,14 +14,9 @@ from pyro.distributions import Beta, Categorical, Distribution, Gamma, Normal
 from ...datasets.derived.features import features_of, orders, ring_basis
 from ..model import Told, View, model, observe, sample
 from ..priors import ModelError, Prior, prior_set
-from .dirichlet_process import (
-    AnyOrder,
-    Settings,
-    fitted,
-    precision_factor,
-    swept,
-    weights_of,
-)
+from .dirichlet_gibbs import swept, weights_of
+from .dirichlet_process import Settings, fitted
+from .rings import AnyOrder, precision_factor
 
 # Atoms that the mixture is learnt from.
 ENOUGH = 4000
