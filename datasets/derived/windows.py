@@ -30,14 +30,15 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from ..kinds import DataError, Kind, add_kind, dataset
 
-__all__ = ["own_spacing", "windows"]
+__all__ = ["magnitudes", "own_spacing", "windows"]
 
 DEFAULTS = {"size": 0.0, "spacings": 4.0, "step": 0.5, "fine": 8.0}
 # The band in units of the image's own frequency: below is haze, above little but noise.
@@ -80,6 +81,25 @@ add_kind(
 )
 
 
+add_kind(
+    Kind(
+        "magnitudes",
+        "magnitudes of local spectra of an image",
+        {
+            "magnitude": (("window", "feature"),),
+            "position": (("window", "axis"),),
+            "frequency": (("feature", "axis"),),
+            "noise_root": (("feature", "feature2"),),
+        },
+        {"fine_magnitude": ("place", "feature"), "fine_position": ("place", "axis")},
+        least={"window": 2, "feature": 2},
+        unit=("window",),
+        block=("position",),
+        derived=True,
+    )
+)
+
+
 def windows(image: xr.Dataset, settings: Mapping[str, float]) -> xr.Dataset:
     """Local spectra of an image.
 
@@ -91,6 +111,50 @@ def windows(image: xr.Dataset, settings: Mapping[str, float]) -> xr.Dataset:
         Data of kind `windows`: the spectra in units of their noise, `position` of the windows' middles and `frequency`
         in 1/nm. `attrs` has `spacing` and `size` in nm, and `left_out` pixels at the rim that no window is about.
     """
+    seen = _look(image, settings)
+    root, inverse = _noise(seen, _spectra)
+    return dataset(
+        "windows",
+        spectrum=_spectra(seen.power, seen.background) @ inverse,
+        fine_spectrum=_spectra(seen.fine, seen.background) @ inverse,
+        noise_root=root,
+        **seen.common,
+    )
+
+
+def magnitudes(image: xr.Dataset, settings: Mapping[str, float]) -> xr.Dataset:
+    """Magnitudes |F|/√P₀ of the same windows, of kind `magnitudes`.
+
+    `noise_root` is the root of their noise's covariance, found in the same way.
+
+    Args:
+        image: at atomic resolution.
+        settings: as told above.
+    """
+    seen = _look(image, settings)
+    root, _ = _noise(seen, _magnitudes)
+    return dataset(
+        "magnitudes",
+        magnitude=_magnitudes(seen.power, seen.background),
+        fine_magnitude=_magnitudes(seen.fine, seen.background),
+        noise_root=root,
+        **seen.common,
+    )
+
+
+class _Seen(NamedTuple):
+    """Windows of an image, those that are learnt from and those of the map, and what comes with them."""
+
+    values: np.ndarray
+    side: int
+    kept: tuple[np.ndarray, ...]
+    power: np.ndarray
+    fine: np.ndarray
+    background: float
+    common: dict[str, Any]
+
+
+def _look(image: xr.Dataset, settings: Mapping[str, float]) -> _Seen:
     chosen = _checked(settings)
     values = image["intensity"].values.astype(float)
     y, x = (image[axis].values.astype(float) for axis in ("y", "x"))
@@ -109,20 +173,15 @@ def windows(image: xr.Dataset, settings: Mapping[str, float]) -> xr.Dataset:
     background = float(np.median(np.median(power, (0, 1)))) / MEDIAN_POWER
     if not background > 0:
         raise DataError("windows: most of the image is flat; there is no texture to look for")
-    root, inverse = _noise(values, side, kept, background)
     fine_rows, fine_cols = (_fine(n, side, chosen["fine"]) for n in values.shape)
     fine = _powers(values, fine_rows, fine_cols, side, kept)
-    return dataset(
-        "windows",
-        spectrum=_spectra(power, background) @ inverse,
-        position=_middles(rows, cols, side, y, x),
-        frequency=frequency,
-        fine_spectrum=_spectra(fine, background) @ inverse,
-        fine_position=_middles(fine_rows, fine_cols, side, y, x),
-        noise_root=root,
-        axis=np.array(["x", "y"]),
-        units={"position": "nm", "fine_position": "nm", "frequency": "1/nm"},
-        attrs={
+    common = {
+        "position": _middles(rows, cols, side, y, x),
+        "frequency": frequency,
+        "fine_position": _middles(fine_rows, fine_cols, side, y, x),
+        "axis": np.array(["x", "y"]),
+        "units": {"position": "nm", "fine_position": "nm", "frequency": "1/nm"},
+        "attrs": {
             "spacing": spacing,
             "size": side * pixel,
             "step": step * pixel,
@@ -130,7 +189,8 @@ def windows(image: xr.Dataset, settings: Mapping[str, float]) -> xr.Dataset:
             "fine_columns": len(fine_cols),
             **_left_out(values.shape, fine_rows, fine_cols, side),
         },
-    )
+    }
+    return _Seen(values, side, kept, power, fine, background, common)
 
 
 def _checked(settings: Mapping[str, float]) -> dict[str, float]:
@@ -229,20 +289,26 @@ def _parts(places: np.ndarray, side: int) -> Iterator[tuple[slice, np.ndarray]]:
         yield slice(start, start + size), places[start : start + size]
 
 
+def _magnitudes(power: np.ndarray, background: float) -> np.ndarray:
+    """Magnitudes, one window a row."""
+    return np.asarray(np.sqrt(power / background).reshape(-1, power.shape[-1]))
+
+
 def _spectra(power: np.ndarray, background: float) -> np.ndarray:
     """Logarithmic spectra, one window a row."""
     return np.asarray(np.log(KNEE + np.sqrt(power / background)).reshape(-1, power.shape[-1]))
 
 
 def _noise(
-    values: np.ndarray, side: int, kept: tuple[np.ndarray, ...], background: float
+    seen: _Seen, told: Callable[[np.ndarray, float], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Root of the noise's covariance, and its inverse, from windows next to each other that share no pixel."""
+    values, side, kept, background = seen.values, seen.side, seen.kept, seen.background
     step = max(1, side // NOISE_STEPS)
     rows, cols = (np.arange(0, n - side + 1, step) for n in values.shape)
     power = _powers(values, rows, cols, side, kept)
     features = power.shape[-1]
-    spectrum = _spectra(power, background).reshape(power.shape)
+    spectrum = told(power, background).reshape(power.shape)
     apart = -(-side // step)
     one, other = spectrum[apart:], spectrum[:-apart]
     steps = [
