@@ -42,7 +42,7 @@ def told_of_units(
         held: the dataset's discrete latents of every draw.
         values: the constrained draws.
         every: all units, where the density is of some of them.
-        derived: what the runner knows besides.
+        derived: what the runner knows besides; where it does, the model derives nothing.
     """
     whole = density.data if every is None else every
     found: dict[str, xr.Dataset] = {}

@@ -31,6 +31,8 @@ MOST_ARROWS = 900
 # More maps of one model than that nobody reads.
 MOST_MAPS = 9
 MANY = 400
+# What the maps of classes show already.
+TOLD_BY_CLASSES = ("entropy", "information")
 # A class as faint as this is still seen.
 FAINTEST = 0.12
 # The share of values within the colour scale: a wild one must not make all others grey.
@@ -218,8 +220,10 @@ def _moved(place: Place, values: np.ndarray, prior: np.ndarray, name: str, model
 
 def _derived_maps(fit: Fitted, data: xr.Dataset) -> Iterator[Picture]:
     group = _group(fit, "derived")
+    told = TOLD_BY_CLASSES if _group(fit, "classes").data_vars else ()
     for name, array in group.data_vars.items():
-        if array.attrs.get("picture") == "none" or array.dtype.kind not in "fiub":
+        # Whole numbers are counts and codes, which a table tells better.
+        if array.attrs.get("picture") == "none" or array.dtype.kind not in "fb" or name in told:
             continue
         label = clean(array.attrs.get("long_name") or str(name).replace("_", " "), 60)
         units = clean(array.attrs.get("units", ""), 24)

@@ -152,7 +152,8 @@ def test_plain_arviz_reads_the_run(every, short_run, tmp_path):
 
     _, run = short_run(every)
     path = write_run(run, tmp_path / "run.nc")
-    with xarray.open_datatree(path, engine="h5netcdf") as tree:
+    # What all draws agree on has no R-hat, which ArviZ finds by dividing zero by zero.
+    with xarray.open_datatree(path, engine="h5netcdf") as tree, np.errstate(invalid="ignore"):
         assert len(arviz_stats.summary(tree))
 
 
