@@ -279,13 +279,13 @@ def _sites_found(
     nearest = np.rint(fraction)
     off = (fraction - nearest) @ cell
     metal = np.linalg.norm(off, axis=1) < half
-    # A cubic surface follows the bend of the scan.
+    # A surface of fifth order follows the bend of the scan.
     low = place.mean(0)
     scale = np.ptp(place, axis=0) / 2
 
     def powers(p: np.ndarray) -> np.ndarray:
         u, v = ((p - low) / scale).T
-        return np.stack([u**i * v**j for i in range(4) for j in range(4 - i)], 1)
+        return np.stack([u**i * v**j for i in range(6) for j in range(6 - i)], 1)
 
     bend = np.linalg.lstsq(powers(place[metal]), off[metal], rcond=None)[0]
     for name, bent in (("straight lattice", False), ("lattice that follows the scan's bend", True)):
@@ -395,7 +395,7 @@ def scaling(args: argparse.Namespace) -> None:
     print("| columns | pixels | found | rounds | seconds | microseconds a column | memory, MB |")
     print("|---|---|---|---|---|---|---|")
     for columns in args.columns:
-        image, place, _ = grid(columns)
+        image, _, _ = grid(columns)
         begun = now()
         found_ones = find_peaks(image)
         seconds = now() - begun

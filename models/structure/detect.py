@@ -70,6 +70,8 @@ LEVEL = 3.0
 RIM = 5.0
 # Pixels apart up to which noise may be shared.
 SHARED_LAGS = 2
+# Relative width of the classes of brightness in which peaks and pits of the residual are compared.
+CLASS = 0.2
 # Rounds of adding and dropping. Each candidate is tried once, so that rounds end by themselves.
 MOST_ROUNDS = 12
 # Widths within which two peaks are one if they ended there, and within which one of them at a time is dropped.
@@ -154,7 +156,16 @@ def _levels(image: np.ndarray) -> list[tuple[float, float]]:
     return list(pairwise(edges))
 
 
-def _straight(means: np.ndarray, variances: np.ndarray, image: np.ndarray) -> Noise:
+def _binned(mean: np.ndarray, square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean squares in twenty classes of the mean with as many pixels each."""
+    order = np.argsort(mean)
+    parts = np.array_split(order, min(20, max(1, len(order) // 50)))
+    return tuple(np.array([v[p].mean() for p in parts]) for v in (mean, square))  # type: ignore[return-value]
+
+
+def _straight(
+    means: np.ndarray, variances: np.ndarray, image: np.ndarray, counts: bool = True
+) -> Noise:
     """A line through variance against mean, weighed by relative error; counts are taken as counts."""
     typical = float(np.median(variances)) if len(variances) else float(image.var())
     least = max(typical * 1e-2, float(image.var()) * 1e-12)
@@ -165,7 +176,7 @@ def _straight(means: np.ndarray, variances: np.ndarray, image: np.ndarray) -> No
     weight = 1 / np.maximum(variances, least)
     design = np.stack([means, np.ones_like(means)], 1)
     gain, floor = np.linalg.lstsq(design * weight[:, None], variances * weight, rcond=None)[0]
-    whole = bool(image.min() >= 0 and np.array_equal(image, np.rint(image)))
+    whole = counts and bool(image.min() >= 0 and np.array_equal(image, np.rint(image)))
     if whole and abs(gain - 1) < 0.25 and abs(floor) < 0.25 * typical + 0.25:
         # A pixel that is expected to hold a twentieth of an electron tells as much by being empty.
         return Noise(1.0, 0.0, 0.05)
@@ -382,18 +393,22 @@ class _Search:
         return fit_peaks(self.frame, peaks, pull, most=most, close=close)
 
     def _level_noise(self, fitted: Fitted) -> bool:
-        """Bring the noise to what the residual has where there is little signal; counts need no such thing."""
+        """The law of the noise from the residual at each level of the mean; counts need no such thing."""
         noise, system = self.frame.noise, fitted.system
-        dark = system.signal < 0.1 * system.signal.max()
-        if self.known or self.counts or int(dark.sum()) < 100:
+        if self.known or self.counts:
             return False
-        mean = self.frame.image - system.residual
-        residual = system.residual * noise.variance(mean).rsqrt()
-        ratio = self.joint * float(residual.square()[dark].mean())
-        if abs(ratio - 1) < 0.02:
+        inside = _inside(self.frame, fitted.peaks.width)
+        mean = (self.frame.image - system.residual)[inside].flatten()
+        square = system.residual[inside].square().flatten()
+        if self.frame.excess is not None:
+            square = square - self.frame.excess[inside].flatten()
+        means, squares = _binned(mean.numpy(), square.numpy())
+        found = _straight(means, np.maximum(squares, noise.least), self.image, counts=False)
+        law = Noise(*(self.joint * v for v in found))
+        asked = torch.from_numpy(means)
+        if float((law.variance(asked) / noise.variance(asked)).log().abs().max()) < 0.02:
             return False
-        scaled = Noise(*(ratio * v for v in noise))
-        self.frame = _changed(self.frame, noise=scaled)
+        self.frame = _changed(self.frame, noise=law)
         return True
 
     def _share_noise(self, fitted: Fitted) -> bool:
@@ -507,7 +522,10 @@ class _Search:
         block[:, 0, 0] = block[:, 1, 1] = (w / clear) ** 2
         block[:, 2, 2] = sd**2
         intensity = torch.from_numpy(clear * sd)
-        odds = self.population.log_odds(intensity, torch.from_numpy(block))
+        deep = _maxima(-z, 0.8 * w) & (z < -CANDIDATE)
+        against = -z[deep] / np.sqrt(power[deep])
+        population = self.population.with_more(intensity.numpy(), against, self.area)
+        odds = population.log_odds(intensity, torch.from_numpy(block))
         good = odds.numpy() > 0
         old = np.stack([peaks.x.numpy(), peaks.y.numpy()], 1)
         seen = [old, *(t[:, :2] for t in self.tried), *self.proposed]
@@ -709,6 +727,30 @@ class Population:
         weight = max(float(chance.sum()), 1e-9)
         p = (1 - BROAD) * total / (weight * h) + BROAD / (high - low)
         return cls(max(weight, 1.0) / area, grid, np.log(p))
+
+    def with_more(self, peaks: np.ndarray, pits: np.ndarray, area: float) -> Population:
+        """With those not yet found: noise has as many pits as peaks, and what there are more of peaks are columns.
+
+        Args:
+            peaks: intensities of the maxima of the residual.
+            pits: depths of its minima, as intensities.
+            area: pixels of the image.
+        """
+        from scipy.ndimage import gaussian_filter1d
+
+        h = self.grid[1] - self.grid[0]
+        counts = []
+        for found in (peaks, pits):
+            inside = found[found > 0]
+            place = np.rint((np.log(inside) - self.grid[0]) / h).astype(int)
+            place = place[(place >= 0) & (place < len(self.grid))]
+            sums = np.bincount(place, minlength=len(self.grid)).astype(float)
+            counts.append(gaussian_filter1d(sums, CLASS / h, mode="constant"))
+        # One standard error of the difference is not taken for columns.
+        more = np.maximum(counts[0] - counts[1] - np.sqrt(counts[0] + counts[1]), 0) / (h * area)
+        total = self.density * np.exp(self.log_p) + more
+        density = float(self.density + more.sum() * h)
+        return Population(density, self.grid, np.log(total / density))
 
     def log_odds(self, intensity: Tensor, covariance: Tensor) -> Tensor:
         """Log odds for a peak of these intensities and covariances, against none."""
