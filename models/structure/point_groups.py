@@ -30,7 +30,8 @@ FLAT = 0.03
 NEWTON = 2
 # Of an exponent above the peak that was found; neighbours that fit nothing may have a higher one elsewhere.
 HIGHEST = 300.0
-TINY = 1e-300
+# Against division by zero; a trace takes what single precision cannot hold for nothing.
+TINY = 1e-30
 # The name of a site whose neighbours are not this arrangement at all.
 ODD = "odd"
 

@@ -410,7 +410,7 @@ def _of_distortion(atoms: View, prior: Prior, values: Mapping[str, Tensor]) -> x
     found = xr.Dataset(
         {
             "distortion": (("origin", "component"), parts.mean(1).numpy()),
-            "distortion_sd": (("origin", "component"), parts.std(1).numpy()),
+            "distortion_sd": (("origin", "component"), parts.std(1, correction=0).numpy()),
             "unassigned": (("component",), unassigned),
         },
         {"origin": ["observed", "scan", "crystal"], "component": list(COMPONENTS)},
