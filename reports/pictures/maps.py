@@ -222,8 +222,7 @@ def _derived_maps(fit: Fitted, data: xr.Dataset) -> Iterator[Picture]:
     group = _group(fit, "derived")
     told = TOLD_BY_CLASSES if _group(fit, "classes").data_vars else ()
     for name, array in group.data_vars.items():
-        # Whole numbers are counts and codes, which a table tells better.
-        if array.attrs.get("picture") == "none" or array.dtype.kind not in "fb" or name in told:
+        if array.attrs.get("picture") == "none" or not _worth_a_map(array) or name in told:
             continue
         label = clean(array.attrs.get("long_name") or str(name).replace("_", " "), 60)
         units = clean(array.attrs.get("units", ""), 24)
@@ -237,6 +236,13 @@ def _derived_maps(fit: Fitted, data: xr.Dataset) -> Iterator[Picture]:
             yield _values(place, array, label, units, fit.name)
         elif array.ndim == 2 and array.dims[1] in ("axis", "component") and array.shape[1] == 2:
             yield _arrows(place, array.values.astype(float), label, units, fit.name)
+
+
+def _worth_a_map(array: xr.DataArray) -> bool:
+    """Figures and flags; other whole numbers are counts and codes, which a table tells better."""
+    if array.dtype.kind in "iu":
+        return bool(array.size) and set(np.unique(array.values)) <= {0, 1}
+    return array.dtype.kind in "fb"
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
@@ -258,14 +264,16 @@ def _values(place: Place, array: xr.DataArray, label: str, units: str, model: st
     values = np.asarray(array.values, dtype=float)
     diverging = bool(array.attrs.get("diverging", False))
     middle = float(np.median(_finite(values)))
-    written = f"{middle:.3g}{f' {units}' if units not in ('', '1') else ''}"
+    written = f"median {middle:.3g}{f' {units}' if units not in ('', '1') else ''}"
+    if array.dtype.kind in "biu":
+        written = f"{int(values.sum()):,} of {len(values):,}"
     return _map(
         place,
         values,
         axis_label(label, units),
-        f"Map of {label} in {model}, median {written}.",
-        f"{label[:1].upper()}{label[1:]}, median {written}.",
-        limits=_limits(values, diverging),
+        f"Map of {label} in {model}, {written}.",
+        f"{label[:1].upper()}{label[1:]}: {written}.",
+        limits=(0.0, 1.0) if array.dtype.kind in "biu" else _limits(values, diverging),
         diverging=diverging,
     )
 

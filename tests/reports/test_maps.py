@@ -9,7 +9,7 @@ import xarray as xr
 
 from atomzoo.datasets.kinds import dataset
 from atomzoo.reports.figures import look
-from atomzoo.reports.pictures.base import Fitted
+from atomzoo.reports.pictures.base import Fitted, results_of
 from atomzoo.reports.pictures.maps import FAINTEST, MOST_ARROWS, _tiled, structure
 
 
@@ -70,14 +70,16 @@ def test_what_follows_for_units_is_mapped_and_the_rest_is_not():
             shift=vectors,
             hidden=xr.Variable("atom", np.arange(4.0), {"picture": "none"}),
             same=xr.Variable("atom", np.ones(4)),
+            code=xr.Variable("atom", np.arange(4)),
+            flagged=xr.Variable("atom", np.array([0, 1, 1, 0])),
             total=xr.Variable((), 3.0),
             abundance=grid,
         ),
         atoms(),
     )
     said = " ".join(picture.alt for picture in found)
-    assert len(found) == 3
-    for word in ("strain", "Arrows of shift", "abundance"):
+    assert len(found) == 4
+    for word in ("strain", "Arrows of shift", "abundance", "flagged in made, 2 of 4"):
         assert word in said
 
 
@@ -108,3 +110,17 @@ def test_arrows_that_are_too_many_are_averaged(n):
     places, means = _tiled(position, vectors)
     assert len(places) == len(means) <= (n if n < MOST_ARROWS else 1.2 * MOST_ARROWS)
     np.testing.assert_allclose(means, np.broadcast_to([1.0, -2.0], means.shape))
+
+
+def test_the_scans_part_of_a_distortion_is_shown_with_what_cannot_be_assigned():
+    both = xr.Dataset(
+        {
+            "distortion": (("origin", "component"), np.array([[0.05], [0.04], [0.01]])),
+            "distortion_sd": (("origin", "component"), np.array([[0.002], [0.01], [0.01]])),
+            "unassigned": ("component", np.array([0.0095])),
+        },
+        {"origin": ["observed", "scan", "crystal"], "component": ["shear"]},
+    )
+    run = xr.DataTree.from_dict({"derived": both})
+    (picture,) = results_of(Fitted("site_symmetry", look(0), run), atoms())
+    assert "shear +5.00 ± 0.20 %, of which ± 0.95 % cannot be assigned" in picture.alt
