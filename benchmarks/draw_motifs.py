@@ -134,7 +134,7 @@ def silicon(bonds_of_it: int) -> tuple[Atoms, int, np.ndarray]:
 def graphene() -> Iterator[Row]:
     """Bulk, defects of rings, a vacancy's shells, edges, silicon."""
     reach = REACH * BOND
-    position, bonds, _ = sheet(lattice())
+    position, _, _ = sheet(lattice())
     centre = nearest(position, np.zeros(2))
     yield from rows("sp2 bulk", 1, plain(position), position[centre], reach)
     bent, sides = dislocation()
@@ -235,16 +235,25 @@ def tmd(rise: float, vacant: str = "", spacing: float = 0.316) -> tuple[Atoms, n
     return Atoms(np.concatenate(shown), np.concatenate(bright)), places
 
 
+def of_metals(atoms: Atoms) -> Atoms:
+    """The brightest columns alone."""
+    bright = atoms.brightness > 0.9 * atoms.brightness.max()
+    return Atoms(atoms.position[bright], atoms.brightness[bright])
+
+
 def molybdenum_disulfide() -> Iterator[Row]:
     """2H and 1T', and what stands next to a vacancy."""
     bond = 0.316 / np.sqrt(3)
     reach = REACH * bond
     whole, (metal, chalcogen, _) = tmd(0.0)
     yield from rows("2H metal", 1, whole, metal, reach)
+    # Where the picture shows no chalcogen.
+    yield from rows("2H metal", 2, of_metals(whole), metal, reach)
     yield from rows("2H chalcogen", 1, whole, chalcogen, reach)
     # The other chalcogen of the cell is this one turned by half a turn.
     bent, places = tmd(0.023)
     yield from rows("1T' metal", 1, bent, places[0], reach, EDGE)
+    yield from rows("1T' metal", 2, of_metals(bent), places[0], reach, EDGE)
     yield from rows("1T' chalcogen", 1, bent, places[1], reach, EDGE)
     half, _ = tmd(0.0, "half")
     none, _ = tmd(0.0, "chalcogen")
@@ -255,7 +264,8 @@ def molybdenum_disulfide() -> Iterator[Row]:
     yield from rows("half a chalcogen", 1, half, chalcogen, reach)
     further = hexagonal(0.316)[0]
     yield from rows("second from a missing chalcogen", 1, none, chalcogen + further, reach)
-    yield from rows("second from a missing metal", 1, hole, metal + further, reach)
+    for variant, atoms in enumerate((hole, of_metals(hole)), 1):
+        yield from rows("second from a missing metal", variant, atoms, metal + further, reach)
 
 
 # Perovskites, in units of the cell

@@ -57,11 +57,11 @@ RIM = 1 / 6
 # Where assignments are looked for: the chance to see a neighbour, and clutter relative to the neighbours' own density.
 SEEN, STREWN = 0.98, 0.02
 # Noise of an atom relative to the nearest distance where candidates are looked for; at twice that patterns dissolve.
-COARSE = 0.1
+COARSE = 0.12
 # A neighbour is given to a point nearer than this share of the nearest distance, if to any.
 NEAR = 0.8
 # Candidates and terms kept for every atom, and how far they may be below the best, in natural logarithms.
-CANDIDATES, TERMS = 18, 12
+CANDIDATES, TERMS = 14, 12
 FAR, NEGLIGIBLE = 20.0, 12.0
 # Angles that are tried, and what they must be apart (radians) to count as two; the step moves a neighbour at the rim of
 # three shells by less than a tenth of the nearest distance.
