@@ -32,7 +32,7 @@ MOST_ARROWS = 900
 MOST_MAPS = 9
 MANY = 400
 # What the maps of classes show already.
-TOLD_BY_CLASSES = ("entropy", "information")
+TOLD_BY_CLASSES = ("entropy", "information", "information_gain")
 # A class as faint as this is still seen.
 FAINTEST = 0.12
 # The share of values within the colour scale: a wild one must not make all others grey.
