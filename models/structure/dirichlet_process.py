@@ -39,7 +39,7 @@ EVERY = 4
 # Moves that are looked at closely.
 MOVES = 12
 # Sets of seeds that are tried.
-STARTS = 4
+STARTS = 3
 # Vectors that are tried as the first of a new cluster.
 BIRTHS = 6
 

@@ -20,8 +20,10 @@ from .rings import AnyOrder, precision_factor
 
 # Atoms that the mixture is learnt from.
 ENOUGH = 4000
-# Gibbs draws at most, sweeps before the first, and sweeps for each.
-DRAWS, WARM, THIN = 400, 100, 2
+# Gibbs draws at most and at least, and how many times all atoms may be told from them; sweeps before the first, and in
+# all after it.
+DRAWS, FEWEST_DRAWS, TOLD = 400, 32, 3_000_000
+WARM, SWEEPS = 100, 800
 # Clusters of which more than this part would be taken for another are said to overlap.
 OVERLAP = 0.05
 # Shares below it are clusters that no atom is in.
@@ -100,6 +102,7 @@ def posterior(
 ) -> Told:
     """Gibbs draws from where the best variational posterior is, learnt from a few thousand atoms."""
     values = features.data["feature"].values
+    total = len(values)
     if mask is not None:
         values = values[mask.numpy()]
     if len(values) > ENOUGH:
@@ -107,9 +110,9 @@ def posterior(
         values = values[np.sort(some)]
     ring, chosen = ring_of(features), settings_of(features, prior)
     start = fitted(values, ring, chosen, seed)
-    found = swept(
-        values, ring, chosen, start, draws=min(draws, DRAWS), warm=WARM, thin=THIN, seed=seed
-    )
+    draws = min(draws, DRAWS, max(FEWEST_DRAWS, TOLD // total))
+    thin = max(1, SWEEPS // max(draws, DRAWS // 2))
+    found = swept(values, ring, chosen, start, draws=draws, warm=WARM, thin=thin, seed=seed)
     numbers = np.arange(1, chosen.clusters + 1)
     told = (found.occupied[:, None] == numbers).mean(0)
     confused = _confused(start.shares.sum(2))

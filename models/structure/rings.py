@@ -47,9 +47,10 @@ class AnyOrder(TorchDistribution):
         weights = quadratics(self.centre, self.factor, self.ring)
         products = monomials(value)
         if weights.dim() > 2 and weights.shape[-3] == 1:
-            terms = products @ weights.squeeze(-3)
-        else:
-            terms = (products.unsqueeze(-2) @ weights).squeeze(-2)
+            # Values last, where sums over orders are quick.
+            terms = weights.squeeze(-3).mT @ products.mT
+            return torch.logsumexp(terms, -2) - np.log(len(self.ring))
+        terms = (products.unsqueeze(-2) @ weights).squeeze(-2)
         return torch.logsumexp(terms, -1) - np.log(len(self.ring))
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
