@@ -7,8 +7,9 @@ orientations, each the other's inversion, as on the two sites of graphene, one o
 
 Where atoms move alone, by the same σ each way, the centre's own motion is in every slot: the covariance of a shell is
 σ² L Lᵀ, L being known. So a shell is given by its coordinates L⁻¹ · shell, along patterns (`pattern`) in each of which
-such a crystal has the same variance σ². One pattern is left out: rows of a scan are shifted along x by a jitter, which
-moves the neighbours above against those below, and no crystal need do that to be seen doing it.
+such a crystal has the same variance σ². Two patterns are left out: a scan's rows are shifted as wholes, by jitter along
+x and by drift both ways, which moves the neighbours above against those below, and a crystal need not do that to be
+seen doing it.
 
 The error of a shell is that of the neighbours and of the centre, the latter's being in all slots alike. Atoms with like
 errors are of one `error_kind`, and their mean covariance is `error`.
@@ -18,7 +19,7 @@ Settings, all numbers:
 - `neighbours`: how many slots; 0 finds it, by the widest gap in the distances;
 - `centres`: around which atoms: 0 for those of the dimmer sublattice where there are two that differ, else all;
   1 for the brighter, 2 for the dimmer sublattice, 3 for all atoms;
-- `scan`: 1 to leave out what the jitter of rows does, 0 to keep it, as in images that were taken at once.
+- `scan`: 1 to leave out what shifts of rows do, 0 to keep it, as in images that were taken at once.
 
 Sublattices are told by geometry: where bonds lead from one set of atoms to another and back, whatever their species.
 Where the centres are of one sublattice, neighbours are of the other.
@@ -27,7 +28,7 @@ Example:
     >>> from atomzoo.datasets.scenes import simulate
     >>> seen = displacements(simulate("perovskite", gives="atoms", seed=1), {})
     >>> seen.sizes["feature"], seen.mean_shell.shape
-    (7, (4, 2))
+    (6, (4, 2))
 """
 
 from __future__ import annotations
@@ -252,11 +253,10 @@ def _coordinates(mean: np.ndarray, settings: Mapping[str, float]) -> tuple[np.nd
     root, inverse = np.kron(root, np.eye(2)), np.kron(np.linalg.inv(root), np.eye(2))
     if not _number({"scan": settings.get("scan", 1)}, "scan", 1):
         return root, inverse
-    rows = np.zeros((slots, 2))
-    rows[:, 0] = mean[:, 1]
-    jitter = inverse @ rows.reshape(-1)
-    # An orthonormal basis of which the first is the jitter's own.
-    basis = np.linalg.qr(np.column_stack([jitter, np.eye(2 * slots)]))[0][:, 1:]
+    # Rows above and below move apart along x, and along y.
+    rows = inverse @ np.kron(mean[:, 1:], np.eye(2))
+    # An orthonormal basis of which the first two are those.
+    basis = np.linalg.qr(np.column_stack([rows, np.eye(2 * slots)]))[0][:, 2:]
     return root @ basis, basis.T @ inverse
 
 

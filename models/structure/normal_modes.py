@@ -17,7 +17,7 @@ from .phase_map import blocks
 
 # Regions of the table, in distances of neighbours.
 REGION = 6.0
-MOST = 4
+MOST = 3
 RANK = "Categorical([" + ", ".join(["1"] * (MOST + 1)) + "])"
 
 VAGUE = prior_set(
@@ -178,7 +178,8 @@ def normal_modes(atoms: View, prior: Prior) -> None:
     independent though neighbours share atoms, and modes with normal strengths. Two domains are no normal strengths:
     the mode is found all the same, and its amplitudes are drawn a little towards the middle.
     **Fails** where centres are looser than their neighbours: disorder of the centre alone looks like a pair of modes,
-    the polar ones. Slow drift of the scan is a mode once there are enough atoms to see it.
+    the polar ones. What shifts of whole rows do is left out beforehand (`scan`), and so is a strain that does the
+    same. With 10⁴ atoms and more all that is there is a mode, of less than a picometre too: look at the sizes.
     **Identifiable**: the number of modes and the space that they span; single modes only where their variances differ
     by more than their errors, each up to its sign. What all cells share is in the mean, not in a mode.
 

@@ -89,7 +89,7 @@ def test_amplitudes_are_as_far_off_as_they_say():
     model = find("normal_modes")
     seen = model.prepared(simulate("perovskite", gives="atoms", seed=3, walls="180"))
     rng = np.random.default_rng(4)
-    pattern = np.linalg.qr(rng.standard_normal((7, 1)))[0][:, 0]
+    pattern = np.linalg.qr(rng.standard_normal((6, 1)))[0][:, 0]
     strength = 0.01 * rng.standard_normal(seen.sizes["atom"])
     noise = 0.004 * rng.standard_normal(seen["displacement"].shape)
     factor = np.linalg.cholesky(seen["error"].values)[seen["error_kind"].values]
