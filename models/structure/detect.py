@@ -72,12 +72,15 @@ RIM = 5.0
 SHARED_LAGS = 2
 # Relative width of the classes of brightness in which peaks and pits of the residual are compared.
 CLASS = 0.2
-# Rounds of adding and dropping. Each candidate is tried once, so that rounds end by themselves.
+# Rounds of adding and dropping. Each candidate is tried twice at most, so that rounds end by themselves.
 MOST_ROUNDS = 12
 # Widths within which two peaks are one if they ended there, and within which one of them at a time is dropped.
 MERGED, TOGETHER = 0.5, 2.5
-# Widths around a peak, or around a place tried in vain, in which nothing new is tried.
+# Widths around a peak in which nothing new is tried, and within which a place counts as tried before.
 TRIED = 0.8
+# Times that a place has been proposed or rejected from which on it is not tried again: a first try may have come while
+# the background at the rim still stood in for columns outside.
+AGAIN = 3
 
 
 @dataclass
@@ -419,9 +422,13 @@ class _Search:
         if self.known or self.counts or self.joint != 1:
             return False
         system = fitted.system
-        dark = system.signal < 0.1 * system.signal.max()
-        joint = _as_one(system.residual * system.weights.sqrt(), dark, fitted.peaks.width)
-        if abs(joint - 1) < 0.03:
+        inside = _inside(self.frame, fitted.peaks.width)
+        dark = system.signal[inside] < 0.1 * system.signal.max()
+        residual = system.residual[inside] * system.weights[inside].sqrt()
+        joint = _as_one(residual, dark, fitted.peaks.width)
+        # Four standard errors of the sum over the pairs of places.
+        chance = 4 * 2 * math.sqrt(2 * SHARED_LAGS * (SHARED_LAGS + 1) / max(1, int(dark.sum())))
+        if abs(joint - 1) < max(0.03, chance):
             return False
         self.joint = joint
         self.frame = _changed(self.frame, noise=Noise(*(joint * v for v in self.frame.noise)))
@@ -456,7 +463,7 @@ class _Search:
             spacing=_spacing(x, y, fitted.peaks.width),
             jitter=self.jitter,
             misfit=self.misfit,
-            correlation=_correlation(fitted),
+            correlation=_correlation(self.frame, fitted),
             joint=self.joint,
             rounds=rounds,
         )
@@ -500,7 +507,6 @@ class _Search:
     def _residual(self, fitted: Fitted) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Places where the residual has a peak that the odds would keep: x, y, intensity and z."""
         from scipy.ndimage import gaussian_filter, uniform_filter
-        from scipy.spatial import cKDTree
 
         assert self.population is not None
         peaks, system = fitted.peaks, fitted.system
@@ -527,12 +533,13 @@ class _Search:
         population = self.population.with_more(intensity.numpy(), against, self.area)
         odds = population.log_odds(intensity, torch.from_numpy(block))
         good = odds.numpy() > 0
-        old = np.stack([peaks.x.numpy(), peaks.y.numpy()], 1)
-        seen = [old, *(t[:, :2] for t in self.tried), *self.proposed]
-        places = np.concatenate(seen)
         here = np.stack([col, row], 1).astype(float)
-        if len(places) and len(here):
-            good &= cKDTree(places).query(here)[0] > TRIED * w
+        if len(here):
+            old = np.stack([peaks.x.numpy(), peaks.y.numpy()], 1)
+            good &= _near(here, old, TRIED * w) == 0
+            before = [*(t[:, :2] for t in self.tried), *self.proposed]
+            if before:
+                good &= _near(here, np.concatenate(before), TRIED * w) < AGAIN
         x, y = torch.from_numpy(here[good, 0]), torch.from_numpy(here[good, 1])
         return x, y, intensity[torch.from_numpy(good)], torch.from_numpy(clear[good])
 
@@ -560,6 +567,15 @@ class _Search:
         self.level += 1
         self.frame = Frame(self.image, self.frame.noise, finer, self.frame.excess)
         return True
+
+
+def _near(places: np.ndarray, others: np.ndarray, reach: float) -> np.ndarray:
+    """How many of the others are near each place."""
+    from scipy.spatial import cKDTree
+
+    if not len(others):
+        return np.zeros(len(places), dtype=np.int64)
+    return np.asarray(cKDTree(others).query_ball_point(places, reach, return_length=True))
 
 
 def _changed(
@@ -641,6 +657,8 @@ def _unevenness(frame: Frame, fitted: Fitted) -> tuple[float, float]:
 def _as_one(residual: Tensor, dark: Tensor, width: float) -> float:
     """How much more noise a peak sees than if pixels shared none, from how neighbouring dark pixels correlate."""
     total = 1.0
+    if int(dark.sum()) < 100:
+        return total
     power = float(residual.square()[dark].mean())
     for down in range(SHARED_LAGS + 1):
         for right in range(-SHARED_LAGS, SHARED_LAGS + 1):
@@ -663,9 +681,10 @@ def _shifted(image: Tensor, top: int, left: int, bottom: int, right: int) -> Ten
     return image[top : rows - bottom, x0:x1]
 
 
-def _correlation(fitted: Fitted) -> tuple[float, float]:
+def _correlation(frame: Frame, fitted: Fitted) -> tuple[float, float]:
     """Correlation of the residual, in units of its own noise, with its neighbour along x and y."""
-    r = fitted.system.residual * fitted.system.weights.sqrt()
+    inside = _inside(frame, fitted.peaks.width)
+    r = (fitted.system.residual * fitted.system.weights.sqrt())[inside]
     power = float(r.square().mean())
     if power == 0:
         return 0.0, 0.0
@@ -739,6 +758,8 @@ class Population:
         from scipy.ndimage import gaussian_filter1d
 
         h = self.grid[1] - self.grid[0]
+        if h <= 0:
+            return self
         counts = []
         for found in (peaks, pits):
             inside = found[found > 0]
