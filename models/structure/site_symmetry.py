@@ -312,28 +312,21 @@ def _sizes(shape: Arrangement) -> list[int]:
     return [shape.first, shape.second] if shape.second else [shape.first]
 
 
-def told(
-    atoms: View, prior: Prior, values: Mapping[str, Tensor]
-) -> Iterator[dict[str, np.ndarray]]:
+def told(atoms: View, values: Mapping[str, Tensor]) -> Iterator[dict[str, np.ndarray]]:
     """What one set of the parameters' values says of every atom, some atoms at a time."""
     with torch.enable_grad():
         for start in range(0, atoms.sizes["atom"], TOGETHER):
             here = slice(start, start + TOGETHER)
-            yield _told_of(atoms, prior, values, here)
+            yield _told_of(atoms, values, here)
 
 
-def _told_of(
-    atoms: View, prior: Prior, values: Mapping[str, Tensor], here: slice
-) -> dict[str, np.ndarray]:
+def _told_of(atoms: View, values: Mapping[str, Tensor], here: slice) -> dict[str, np.ndarray]:
     back = _inverse(distortion_at(atoms, values))[here]
-    centre, neighbours = (
-        part[here] for part in variances(atoms, _value(values, prior, "inflation"))
-    )
+    centre, neighbours = (part[here] for part in variances(atoms, values["inflation"]))
     seen = atoms.neighbour[here]
-    widths = [_value(values, prior, name) for name in WIDTHS]
     nudge = torch.zeros(2, len(seen), dtype=torch.float64, requires_grad=True)
-    site = site_of(atoms, values, widths)
-    shift = shift_at(atoms, _value(values, prior, "offset"))[here]
+    site = site_of(atoms, values, [values[name] for name in WIDTHS])
+    shift = shift_at(atoms, values["offset"])[here]
     joint = site.evidence(seen, back, centre, neighbours, shift, nudge)
     joint = joint + torch.log(values["weights"])[:, None]
     total = torch.logsumexp(joint, 0)
@@ -350,16 +343,21 @@ def _told_of(
     }
 
 
-def _value(values: Mapping[str, Tensor], prior: Prior, name: str) -> Tensor:
-    """A parameter's value where it is learnt, else the known one."""
-    return values[name] if name in values else sample(name, prior[name])
+def _complete(prior: Prior, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Draws of every parameter, those that are known repeated."""
+    draws = len(values["weights"])
+    missing = [name for name in (*PARAMETERS, *WIDTHS) if name not in values]
+    shapes = {"strain": (2,), "drift": (2, 2), "offset": (2,)}
+    known = {n: sample(n, prior[n]).expand(draws, *shapes.get(n, ())) for n in missing}
+    return {**known, **values}
 
 
 def derived(atoms: View, prior: Prior, values: Mapping[str, Tensor]) -> xr.Dataset:
     """Orientation and group of every site, whether the prior decides it, and the parts of the distortion."""
-    rows = np.unique(np.linspace(0, len(values["noise"]) - 1, FEW).astype(int))
+    values = _complete(prior, values)
+    rows = np.unique(np.linspace(0, len(values["weights"]) - 1, FEW).astype(int))
     draws = [{name: value[row] for name, value in values.items()} for row in rows]
-    parts = [_joined(told(atoms, prior, draw)) for draw in draws]
+    parts = [_joined(told(atoms, draw)) for draw in draws]
     mean = {name: np.mean([part[name] for part in parts], axis=0) for name in parts[0]}
     weights = values["weights"].mean(0).numpy()
     return xr.merge([_of_sites(atoms, mean, weights), _of_distortion(atoms, prior, values)])

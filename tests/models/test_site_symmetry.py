@@ -288,6 +288,22 @@ def test_weights_may_have_one_concentration_or_one_a_group_and_nothing_else():
         site_symmetry.simulate(data, seed=1, weights=[0.5, 0.2])
 
 
+def test_what_is_known_is_taken_as_known():
+    still = {"set": "graphene", "strain": 0.0, "drift": 0.0, "size": 0.0, "noise": 0.004}
+    data = site_symmetry.simulate(blank(SHAPES["3+6"], 40), prior=still, seed=3)
+    prior = site_symmetry.resolve(data, still)
+    names = ("scale", "stretch", "shear", "weights")
+    values = {
+        n: number(data[f"true_{n}"].values)[None].expand(3, *data[f"true_{n}"].shape) for n in names
+    }
+    values["inflation"] = torch.ones(3, dtype=torch.float64)
+    told = site_symmetry.derive(View(data), prior, values)
+    # Nothing but the scan is left to explain a shear.
+    assert float(told["unassigned"].sel(component="shear")) < 1e-9
+    parts = told["distortion"].sel(component="shear")
+    np.testing.assert_allclose(parts.sel(origin="scan"), parts.sel(origin="observed"))
+
+
 def test_low_noise_leaves_nothing_to_the_prior_and_high_noise_does():
     """The flag compares with the wide template and even weights of the vague set."""
     shares = []
