@@ -106,14 +106,14 @@ def defects(noise: float) -> None:
             sheet = simulate(
                 "graphene",
                 gives="atoms",
-                field=12.0,
+                field=8.0,
                 pixel=0.02,
                 disorder=noise,
                 shear=shear,
                 seed=7,
                 **options,
             )
-            last = 12.0 - 0.02
+            last = 8.0 - 0.02
             sheet = sheet.assign_attrs(frame=[0.0, 0.0, last, last])
             started = time.perf_counter()
             run = fit(motif, sheet, prior="graphene", seed=1, predictive=0)

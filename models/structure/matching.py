@@ -271,13 +271,15 @@ def overlay(data: xr.Dataset, layout: Layout) -> Overlay:
     figures = np.empty((len(atom), len(FIGURES)))
     for start in range(0, len(atom), 32 * CHUNK):
         rows = slice(start, start + 32 * CHUNK)
-        some = atom[rows], template[rows]
+        which = atom[rows], template[rows]
         for _ in range(2):
-            given[rows] = _nearest(seen, layout, *some, angle[rows])
-            figures[rows] = _figures(seen, layout, *some, given[rows])
+            given[rows] = _nearest(seen, layout, *which, angle[rows])
+            figures[rows] = _figures(seen, layout, *which, given[rows])
             angle[rows] = np.angle(_overlap(guess, figures[rows]))
-    candidates = _Candidates(atom, template, given, figures, angle)
-    variance = _noise(guess, candidates, score, layout)
+    # That nothing is matched is a term of its own, which needs no search.
+    some = np.flatnonzero((given >= 0).any(1))
+    candidates = _Candidates(atom, template, given, figures, angle).take(some)
+    variance = _noise(guess, candidates, score[some], layout)
     return _kept(seen, layout, guess, variance, _gated(seen, layout, guess, variance, candidates))
 
 
