@@ -542,7 +542,8 @@ def _bingham(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _frames(sphere: _Spheres, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Frames (proposal, axis, direction) and the logarithm of their density against frames without preference."""
     count, rank, axes = sphere.weight.shape
-    frame, turns = np.zeros((count, axes, rank)), []
+    frame = np.zeros((count, axes, rank))
+    turns: list[np.ndarray] = []
     log_density = -sphere.log_mean.sum(1)
     for i in range(rank):
         weight = sphere.weight[:, i, i:]
