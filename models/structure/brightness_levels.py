@@ -7,6 +7,7 @@ the evidence with its error. Then the numbers of levels are weighed by their evi
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -599,8 +600,8 @@ def _together(
         str(k): round(weighed[k].log_evidence if k in weighed else laplace[k], 3) for k in laplace
     }
     attrs = {
-        "levels_log_evidence": str(evidence),
-        "levels_probability": str(
+        "levels_log_evidence": json.dumps(evidence),
+        "levels_probability": json.dumps(
             {str(k): round(float(p), 6) for k, p in zip(counts, probability, strict=True)}
         ),
         "effective_share": min(each.effective for each in weighed.values()),

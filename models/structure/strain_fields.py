@@ -69,8 +69,8 @@ def hypotheses(reference: str) -> Hypotheses:
         rows = [
             ("hexagonal", 0.0, 0.0, 0.0, 1.0),
             ("centred rectangular, axis along a", 0.0, 1.0, 0.0, 1 / 3),
-            ("centred rectangular, axis along b", third, 1.0, 0.0, 1 / 3),
-            ("centred rectangular, axis along a + b", 2 * third, 1.0, 0.0, 1 / 3),
+            ("centred rectangular, axis along a + b", third, 1.0, 0.0, 1 / 3),
+            ("centred rectangular, axis along b", 2 * third, 1.0, 0.0, 1 / 3),
             ("oblique", 0.0, 1.0, 1.0, 1.0),
         ]
     names, *columns = zip(*rows, strict=True)

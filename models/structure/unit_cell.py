@@ -94,7 +94,7 @@ def _posterior(
         torch.tensor([g.log_evidence for g in grids], dtype=torch.float64) + options.weight.log()
     )
     log_evidence = float(torch.logsumexp(joint, 0))
-    values, _ = draw(fit, grids, torch.softmax(joint, 0), min(draws, 400), seed)
+    values = draw(fit, grids, torch.softmax(joint, 0), min(draws, 400), seed)
     some = {name: value[:CELL_DRAWS] for name, value in values.items()}
     told = {
         k: v for k, v in values.items() if not isinstance(prior.get(k), float) and k != "symmetry"
@@ -135,8 +135,8 @@ def verdict(names: tuple[str, ...], probability: Tensor) -> str:
 
 def draw(
     fit: Fit, grids: list[Grid], probability: Tensor, count: int, seed: int
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Draws of all latents of the story, and of which symmetry each is."""
+) -> dict[str, Tensor]:
+    """Draws of all latents of the story."""
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     chosen = np.sort(rng.choice(len(grids), count, p=(probability / probability.sum()).numpy()))
@@ -148,11 +148,10 @@ def draw(
         # Within a step of the grid the density is taken as even.
         logs = grid.points[node] + grid.step * rng.uniform(-0.5, 0.5, len(grid.names))
         rows.append(
-            _one(fit, int(which), dict(zip(grid.names, np.exp(logs), strict=True)), generator)
+            _one(fit, grid.which, dict(zip(grid.names, np.exp(logs), strict=True)), generator)
         )
     order = torch.randperm(count, generator=generator)
-    values = {name: torch.stack([row[name] for row in rows])[order] for name in rows[0]}
-    return values, values["symmetry"]
+    return {name: torch.stack([row[name] for row in rows])[order] for name in rows[0]}
 
 
 def _one(
@@ -210,7 +209,7 @@ def _one(
 
 
 def _derive(cells: View, prior: Prior, values: Mapping[str, Tensor]) -> xr.Dataset:
-    return _cells_told(cells, prior, values)
+    return _cells_told(cells, prior, values).drop_dims("region", errors="ignore")
 
 
 def _strains(cells: View, prior: Prior, values: Mapping[str, Tensor], ideal: Tensor) -> Tensor:
