@@ -444,7 +444,7 @@ def motif(patterns: View, prior: Prior) -> None:
     the power of the templates' brightness, `spread` the scatter. Templates of your own: `motifs_from(file)`.
 
     **Assumes** atoms independent given the parameters, though neighbours share their neighbours: frequencies come out
-    a little too sure. Noise is the same in all directions on the specimen and smaller than a fifth of the distance of
+    a little too sure. Noise is the same in all directions on the specimen and smaller than a tenth of the distance of
     neighbours, where assignments begin to run into each other.
     **Fails** where the site is none of the templates and not far from one: it is then called that, so look at
     `information_gain`, `missing` and `spurious`. A vacancy's neighbour and an atom whose neighbour was not seen look
