@@ -1,6 +1,7 @@
 """Site symmetry: calibration, speed, scenes with known truth, and a real image.
 
     python benchmarks/site_symmetry.py calibration     # 20,000 atoms at each of five noise levels
+    python benchmarks/site_symmetry.py known           # the same with the parameters known
     python benchmarks/site_symmetry.py speed           # evidence of 100,000 atoms
     python benchmarks/site_symmetry.py scenes          # materials, sheared and not
     python benchmarks/site_symmetry.py agreement       # where the prior decides
@@ -26,9 +27,11 @@ import xarray as xr
 from atomzoo.datasets.kinds import dataset
 from atomzoo.datasets.scenes import simulate
 from atomzoo.inference.fit import fit
-from atomzoo.models.model import find
+from atomzoo.models.model import View, find
 from atomzoo.models.structure.detect import find_peaks
 from atomzoo.models.structure.point_groups import Arrangement, Site
+from atomzoo.models.structure.site_symmetry import PARAMETERS, WIDTHS
+from atomzoo.models.structure.site_symmetry import told as told_of
 
 MODEL = "site_symmetry"
 LEVELS = (0.001, 0.002, 0.005, 0.010, 0.020)
@@ -98,6 +101,29 @@ def calibration(prior: str, datasets: int, atoms: int, levels: Iterable[float]) 
             f"{calibration_error(*best.T):.4f}",
             f"{calibration_error(*all_of.T):.4f}",
             f"{time.perf_counter() - started:.0f}",
+        )
+
+
+def known(prior: str, atoms: int, levels: Iterable[float]) -> None:
+    """The same with the parameters known: whether simulator and closed form are one model."""
+    model = find(MODEL)
+    head("noise (pm)", "atoms", "right", "told", "error, likeliest class", "error, every class")
+    for noise in levels:
+        data = model.simulate(blank(prior, atoms, 0), prior=prior, seed=1, noise=noise)
+        values = {
+            n: torch.as_tensor(data[f"true_{n}"].values) for n in (*PARAMETERS, *WIDTHS, "weights")
+        }
+        told = np.concatenate([part["probability"] for part in told_of(View(data), values)])
+        truth = data["true_group"].values.astype(int)
+        hit = np.arange(told.shape[1]) == truth[:, None]
+        right = told.argmax(1) == truth
+        row(
+            f"{1e3 * noise:g}",
+            atoms,
+            f"{right.mean():.3f}",
+            f"{told.max(1).mean():.3f}",
+            f"{calibration_error(told.max(1), right * 1.0):.4f}",
+            f"{calibration_error(told.ravel(), hit.ravel() * 1.0):.4f}",
         )
 
 
@@ -247,7 +273,7 @@ def image(file: str, field: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "what", choices=("calibration", "speed", "whole", "scenes", "agreement", "image")
+        "what", choices=("calibration", "known", "speed", "whole", "scenes", "agreement", "image")
     )
     parser.add_argument("file", nargs="?", help="image, as .npy")
     parser.add_argument("--prior", default="graphene")
@@ -264,6 +290,8 @@ def main() -> None:
     match given.what:
         case "calibration":
             calibration(given.prior, given.datasets, given.atoms, given.levels)
+        case "known":
+            known(given.prior, 20_000, given.levels)
         case "speed":
             speed(100_000)
         case "whole":
