@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["Counts"]
 
 
-class Counts(TorchDistribution):
+class Counts(TorchDistribution):  # type: ignore[misc]
     """Poisson–Gaussian pixels: variance = gain · mean + extra, but at least `least`.
 
     A pixel I is taken as gain · n − extra / gain with n ~ Poisson(variance / gain²): the shifted Poisson distribution,
@@ -40,15 +40,17 @@ class Counts(TorchDistribution):
         least: Tensor,
         validate_args: bool | None = None,
     ) -> None:
-        self.mean_count, self.gain, self.extra, self.least = torch.broadcast_tensors(
+        self.mean_count, self.gain, self.extra, self.least = torch.broadcast_tensors(  # type: ignore[no-untyped-call]
             mean_count, gain, extra, least
         )
         super().__init__(self.mean_count.shape, torch.Size(), validate_args=validate_args)
 
     def expand(self, batch_shape: torch.Size, _instance: object = None) -> Counts:
         """The same distribution over more pixels."""
-        wide = [t.expand(batch_shape) for t in (self.mean_count, self.gain, self.extra, self.least)]
-        return Counts(*wide, validate_args=False)
+        mean, gain, extra, least = (
+            t.expand(batch_shape) for t in (self.mean_count, self.gain, self.extra, self.least)
+        )
+        return Counts(mean, gain, extra, least, validate_args=False)
 
     @property
     def variance(self) -> Tensor:
@@ -64,11 +66,13 @@ class Counts(TorchDistribution):
         short = torch.minimum(self.mean_count - edge, torch.zeros_like(edge))
         # (I − edge)² − (I − mean)² = (mean − edge)(2 I − mean − edge); zero where the mean is above the edge.
         below = short * (2 * (value - edge) - short) / (2 * self.least)
-        return density + below - self.gain.log()
+        found: Tensor = density + below - self.gain.log()
+        return found
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Draw pixels."""
         shape = self._extended_shape(sample_shape)
         with torch.no_grad():
             count = torch.poisson((self.variance / self.gain**2).expand(shape))
-            return self.gain * count - self.extra / self.gain
+            drawn: Tensor = self.gain * count - self.extra / self.gain
+        return drawn

@@ -272,7 +272,8 @@ def _candidates(
     row, col = np.nonzero(_maxima(response, 0.8 * width) & (z > CANDIDATE))
     # A peak of the same width answers with A / 4πw².
     intensity = 4 * math.pi * width**2 * response[row, col]
-    bright = intensity > FAINT * np.quantile(intensity, 0.9) if len(intensity) else []
+    most = float(np.quantile(intensity, 0.9)) if len(intensity) else 0.0
+    bright = intensity > FAINT * most
     row, col, intensity = row[bright], col[bright], intensity[bright]
     table = [col.astype(float), row.astype(float), intensity, z[row, col]]
     x, y, a, s = (torch.from_numpy(np.asarray(t, dtype=np.float64)) for t in table)

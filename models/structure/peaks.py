@@ -409,7 +409,8 @@ class System:
         scale = self.own.diagonal(dim1=1, dim2=2).clamp(min=1e-300).rsqrt()
         scaled = self.own * scale[:, :, None] * scale[:, None, :]
         ridge = 1e-9 * torch.eye(3, dtype=torch.float64)
-        return torch.linalg.inv(scaled + ridge) * scale[:, :, None] * scale[:, None, :]
+        inverse: Tensor = torch.linalg.inv(scaled + ridge) * scale[:, :, None] * scale[:, None, :]
+        return inverse
 
     @cached_property
     def schur(self) -> Any:

@@ -131,7 +131,8 @@ def _root(matrix: Tensor) -> Tensor:
     while True:
         root, info = torch.linalg.cholesky_ex(matrix + torch.diag(ridge * scale))
         if int(info) == 0:
-            return root
+            found: Tensor = root
+            return found
         ridge *= 10
 
 
