@@ -94,6 +94,7 @@ def test_kinds_of_a_sheet_with_substitutions_are_its_species():
         assert (np.abs(centre - true) < spread).all()
 
 
+@pytest.mark.slow
 def test_parameters_and_partitions_of_simulated_mixtures_are_calibrated():
     """Ranks of the concentration are uniform, and atoms are together as often as is said."""
     count = 12
