@@ -27,8 +27,6 @@ SPECIAL: dict[str, dict[str, float]] = {
     "rectangular": {"ratio": 1.0},
     "rhombic": {"ratio": 3**0.5},
 }
-# Seeds start here, and every group has the same ones.
-FIRST_SEED = 1000
 
 
 def patch(task: tuple[str, int, dict[str, float], str, bool]) -> dict[str, Any]:
@@ -111,6 +109,9 @@ def main() -> None:
 
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("-n", type=int, default=100, help="patches of each group")
+    options.add_argument(
+        "--first", type=int, default=1000, help="first seed, the same for every group"
+    )
     options.add_argument("--groups", nargs="*", default=list(GROUPS))
     options.add_argument("--workers", type=int, default=2)
     options.add_argument("--prior", default="vague")
@@ -124,7 +125,7 @@ def main() -> None:
     scene = {name: getattr(given, name) for name in ("snr", "cells", "pixels", "shear")}
     # Seed by seed, so that what is there when the time is up has all groups.
     tasks = [
-        (group, FIRST_SEED + seed, scene, given.prior, given.special)
+        (group, given.first + seed, scene, given.prior, given.special)
         for seed in range(given.n)
         for group in given.groups
     ]

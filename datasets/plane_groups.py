@@ -37,6 +37,7 @@ __all__ = [
 # Translations in these tables are halves; thirds and quarters come in between when operations are multiplied.
 DENOMINATOR = 24
 Generator = tuple[tuple[int, int, int, int], tuple[float, float]]
+Cell = tuple[tuple[int, int], tuple[int, int]]
 
 _TURN_2: Generator = ((-1, 0, 0, -1), (0, 0))
 _TURN_3: Generator = ((0, -1, 1, -1), (0, 0))
@@ -68,22 +69,24 @@ _GENERATORS: dict[str, tuple[Generator, ...]] = {
 GROUPS = tuple(_GENERATORS)
 
 # Rows are the conventional vectors in terms of the reduced ones.
-_AS_IS, _SWAPPED = ((1, 0), (0, 1)), ((0, 1), (1, 0))
-_RHOMBI = (((1, 1), (1, -1)), ((2, -1), (0, 1)), ((-1, 2), (1, 0)))
-_WIDE = ((1, 0), (-1, 1))
-_ROWS = {"across a": _AS_IS, "across b": _SWAPPED}
-_RHOMBIC = {
+_AS_IS: Cell = ((1, 0), (0, 1))
+_SWAPPED: Cell = ((0, 1), (1, 0))
+_RHOMBI: tuple[Cell, ...] = (((1, 1), (1, -1)), ((2, -1), (0, 1)), ((-1, 2), (1, 0)))
+_WIDE: Cell = ((1, 0), (-1, 1))
+_ROWS: dict[str, Cell] = {"across a": _AS_IS, "across b": _SWAPPED}
+_RHOMBIC: dict[str, Cell] = {
     "across a+b": _RHOMBI[0],
-    "across a-b": _RHOMBI[0][::-1],
+    "across a-b": (_RHOMBI[0][1], _RHOMBI[0][0]),
     "across 2a-b": _RHOMBI[1],
-    "across b'": _RHOMBI[1][::-1],
+    "across b'": (_RHOMBI[1][1], _RHOMBI[1][0]),
     "across 2b-a": _RHOMBI[2],
-    "across a'": _RHOMBI[2][::-1],
+    "across a'": (_RHOMBI[2][1], _RHOMBI[2][0]),
 }
-_RHOMBIC_ONCE = {"a, b": _RHOMBI[0], "a, a-b": _RHOMBI[1], "b, a-b": _RHOMBI[2]}
-_ALONE, _HEXAGON = {"": _AS_IS}, {"": _WIDE}
+_RHOMBIC_ONCE: dict[str, Cell] = {"a, b": _RHOMBI[0], "a, a-b": _RHOMBI[1], "b, a-b": _RHOMBI[2]}
+_ALONE: dict[str, Cell] = {"": _AS_IS}
+_HEXAGON: dict[str, Cell] = {"": _WIDE}
 # The lattice that a group asks for, and how its cell lies on the reduced one.
-_LATTICES: dict[str, tuple[str, dict[str, tuple[tuple[int, int], ...]]]] = {
+_LATTICES: dict[str, tuple[str, dict[str, Cell]]] = {
     "p1": ("oblique", _ALONE),
     "p2": ("oblique", _ALONE),
     "pm": ("rectangular", _ROWS),
@@ -142,7 +145,10 @@ def generate(generators: Sequence[Generator]) -> tuple[np.ndarray, np.ndarray]:
     return rotation, np.array([v for _, v in found]) / DENOMINATOR
 
 
-def _product(one: tuple[tuple[int, ...], ...], other: tuple[tuple[int, ...], ...]) -> tuple:
+Operation = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def _product(one: Operation, other: Operation) -> Operation:
     """First the other, then the one."""
     (a, b, c, d), v = one
     (e, f, g, h), w = other

@@ -155,14 +155,14 @@ def fit_waves(frame: Frame, most: int) -> Waves:
     noise = np.sqrt(level * fit.spread / 2)
     slopes = _slopes(frame, fit)
     covariance = float(np.mean(level)) * np.linalg.inv(slopes @ slopes.T)
-    return Waves(lattice, fit.index, fit.value, noise, covariance, len(index) - kept)
+    return Waves(lattice, fit.nodes, fit.value, noise, covariance, len(index) - kept)
 
 
 class _Fit(NamedTuple):
     """Coefficients by least squares: their waves, what is left of the image, and the inverse overlap of each."""
 
     lattice: np.ndarray
-    index: np.ndarray
+    nodes: np.ndarray
     value: np.ndarray
     rest: np.ndarray
     spread: np.ndarray
@@ -188,10 +188,10 @@ def _fit(frame: Frame, lattice: np.ndarray, index: np.ndarray) -> _Fit:
 
 def _slopes(frame: Frame, fit: _Fit) -> np.ndarray:
     """Derivatives of the fitted image by the four numbers of the lattice, (4, pixel)."""
-    along_y, along_x = frame.turns(fit.index @ fit.lattice)
+    along_y, along_x = frame.turns(fit.nodes @ fit.lattice)
     found = []
     for i in (0, 1):
-        image = 2 * ((along_y * (2j * np.pi * fit.index[:, i] * fit.value)) @ along_x).real
+        image = 2 * ((along_y * (2j * np.pi * fit.nodes[:, i] * fit.value)) @ along_x).real
         found += [(image * frame.x).ravel(), (image * frame.y[:, None]).ravel()]
     return np.stack(found)
 
@@ -233,8 +233,8 @@ def _level(frame: Frame, fit: _Fit) -> np.ndarray:
     power, free, (kx, ky) = _left(frame, fit)
     length = np.hypot(kx, ky)
     reach = 0.5 * np.linalg.norm(reduced_basis(fit.lattice), axis=1).min()
-    found = np.empty(len(fit.index))
-    for i, wave in enumerate(fit.index @ fit.lattice):
+    found = np.empty(len(fit.nodes))
+    for i, wave in enumerate(fit.nodes @ fit.lattice):
         ring = free & (np.abs(length - np.linalg.norm(wave)) < reach)
         near = free & (np.hypot(kx - wave[0], ky - wave[1]) < reach)
         whole = power[ring].mean() if ring.any() else power.mean()
@@ -310,7 +310,7 @@ def _folded(frame: Frame, fit: _Fit) -> np.ndarray:
     relative = power / medians[ring]
     grid = np.arange(PARTS) / PARTS
     part = np.stack(np.meshgrid(grid, grid, indexing="ij"), -1)
-    waves = (fit.index + part[:, :, None]) @ fit.lattice
+    waves = (fit.nodes + part[:, :, None]) @ fit.lattice
     place = np.rint(waves * frame.sides).astype(np.int64)
     found = relative[place[..., 1] % len(frame.y), place[..., 0] % len(frame.x)]
     return np.asarray(found.mean(-1))

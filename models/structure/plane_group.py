@@ -46,22 +46,20 @@ SHARED = {
 SETS = {
     "vague": prior_set(
         note="A scan that is true to a percent, whose resolution is the same in all directions to some percent.",
-        **SHARED,
         blur="Normal(0, 0.1)",
         blur_diagonal="Normal(0, 0.1)",
         tolerance=0.01,
         misfit=0.0,
         most=120.0,
-    ),
+    ).extend(**SHARED),
     "scan": prior_set(
         note="An ordinary scan: some percent of shear, sharper one way than another, reflections off by a tenth.",
-        **SHARED,
         blur="Normal(0, 0.5)",
         blur_diagonal="Normal(0, 0.5)",
         tolerance=0.05,
         misfit=0.1,
         most=120.0,
-    ),
+    ).extend(**SHARED),
 }
 
 
