@@ -150,11 +150,21 @@ def _take_image(rng: np.random.Generator, look: _Look, setting: Setting, **more:
     )
 
 
+def _corners(scan: Scan) -> list[float]:
+    """What was looked at: x and y of the first and of the last pixel's outer corner."""
+    half = scan.pixel / 2
+    return [
+        float(c) for c in (scan.x[0] - half, scan.y[0] - half, scan.x[-1] + half, scan.y[-1] + half)
+    ]
+
+
 def _electrons(image: np.ndarray) -> xr.DataArray:
     return xr.DataArray(image, dims=("y", "x"), attrs={"units": "electrons"})
 
 
-def _take_atoms(rng: np.random.Generator, look: _Look, setting: Setting, **more: Any) -> xr.Dataset:
+def _take_atoms(
+    rng: np.random.Generator, look: _Look, setting: Setting, attrs: dict[str, Any], **more: Any
+) -> xr.Dataset:
     """The columns, with the least error that the image allows and that of the jitter, or with `precision`."""
     inside, count = look.inside, len(look.inside)
     electrons = look.electrons[inside]
@@ -181,6 +191,7 @@ def _take_atoms(rng: np.random.Generator, look: _Look, setting: Setting, **more:
         covariance=covariance,
         axis=np.array(["x", "y"]),
         units={"position": "nm", "intensity": "electrons", "covariance": "nm^2"},
+        attrs={**attrs, "frame": _corners(look.scan)},
         true_intensity_error=xr.DataArray(
             np.sqrt(found.covariance[:, 2, 2]), dims="atom", attrs={"units": "electrons"}
         ),

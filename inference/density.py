@@ -127,7 +127,11 @@ class _Latents(Messenger):
         axis = self.first - len(self.axes)
         self.axes[name] = axis
         self.plates_of_axis[axis] = frozenset(f.dim for f in stack if f.dim is not None)
-        return values.reshape(values.shape[:1] + (1,) * (-axis - 1) + fn.event_shape)
+        made = values.reshape(values.shape[:1] + (1,) * (-axis - 1) + fn.event_shape)
+        if hasattr(values, "_pyro_categorical_support"):
+            # Pyro's mark of a whole support, by which it needs no gather, and its gradient no scatter.
+            made._pyro_categorical_support = values._pyro_categorical_support  # type: ignore[attr-defined]
+        return made
 
 
 class _Given(Messenger):

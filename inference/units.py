@@ -20,8 +20,8 @@ __all__ = ["told_of_units"]
 
 # Draws that class probabilities are averaged over, where all units are told at once and where they are told in parts.
 DRAWS, FEW_DRAWS = 1000, 32
-# Units whose classes are worked out together.
-TOGETHER = 10_000
+# Units whose classes are worked out together: what it takes then stays in a processor's cache.
+TOGETHER = 4096
 # Coordinates and variables of a unit that say where it is.
 PLACES = ("position", "center", "index")
 

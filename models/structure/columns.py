@@ -287,6 +287,8 @@ def _atoms(derived: xr.Dataset, image: xr.Dataset) -> xr.Dataset:
         axis=np.array(["x", "y"]),
         units={"position": "nm", "covariance": "nm^2", "intensity": unit},
         attrs={
+            # x and y of the corners of what was looked at: beyond them nothing is known.
+            "frame": [float(extent[i]) for i in (0, 2, 1, 3)],
             "left_out": outside,
             "left_out_why": f"{outside} columns lie outside the frame and are fitted for the light that they send in.",
         },
