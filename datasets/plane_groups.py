@@ -38,6 +38,8 @@ __all__ = [
 DENOMINATOR = 24
 Generator = tuple[tuple[int, int, int, int], tuple[float, float]]
 Cell = tuple[tuple[int, int], tuple[int, int]]
+# R by rows and v, in parts of the denominator.
+Operation = tuple[tuple[int, ...], tuple[int, ...]]
 
 _TURN_2: Generator = ((-1, 0, 0, -1), (0, 0))
 _TURN_3: Generator = ((0, -1, 1, -1), (0, 0))
@@ -134,8 +136,8 @@ class Setting:
 
 def generate(generators: Sequence[Generator]) -> tuple[np.ndarray, np.ndarray]:
     """All operations of a group, lattice translations left out: rotations and translations, the identity first."""
-    start = [((1, 0, 0, 1), (0, 0))]
-    steps = [(r, tuple(round(DENOMINATOR * t) for t in v)) for r, v in generators]
+    start: list[Operation] = [((1, 0, 0, 1), (0, 0))]
+    steps: list[Operation] = [(r, tuple(round(DENOMINATOR * t) for t in v)) for r, v in generators]
     found, fresh = dict.fromkeys(start), list(start)
     while fresh:
         made = [_product(step, old) for old in fresh for step in steps]
@@ -143,9 +145,6 @@ def generate(generators: Sequence[Generator]) -> tuple[np.ndarray, np.ndarray]:
         found |= dict.fromkeys(fresh)
     rotation = np.array([np.reshape(r, (2, 2)) for r, _ in found])
     return rotation, np.array([v for _, v in found]) / DENOMINATOR
-
-
-Operation = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def _product(one: Operation, other: Operation) -> Operation:
