@@ -227,7 +227,7 @@ def own_spacing(values: np.ndarray, pixel: float) -> float:
     if not band.any() or not power[band].max() > 0:
         raise DataError("windows: the image shows no lattice; give the window's size in nm")
     power = np.where(band, power, 0.0)
-    row, col = np.unravel_index(int(power.argmax()), power.shape)
+    row, col = (int(i) for i in np.unravel_index(int(power.argmax()), power.shape))
     # The peak lies between frequencies: the middle of the power around it.
     down = np.arange(row - 1, row + 2) % rows
     along = np.arange(max(col - 1, 0), min(col + 2, power.shape[1]))

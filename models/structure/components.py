@@ -27,7 +27,7 @@ HALF_LOG_2PI = 0.5 * float(np.log(2 * np.pi))
 MOST_DRAWS, UNITS_OF_MOST = 400, 5e5
 
 
-class Components(TorchDistribution):  # type: ignore[misc]
+class Components(TorchDistribution):
     """Normal vectors with covariance Σ a_i² u_i u_iᵀ + s² I, the u_i orthonormal.
 
     Args:

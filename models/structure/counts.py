@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["Counts"]
 
 
-class Counts(TorchDistribution):  # type: ignore[misc]
+class Counts(TorchDistribution):
     """Poisson–Gaussian pixels: variance = gain · mean + extra, but at least `least`.
 
     A pixel I is taken as gain · n − extra / gain with n ~ Poisson(variance / gain²): the shifted Poisson distribution,
@@ -40,7 +40,7 @@ class Counts(TorchDistribution):  # type: ignore[misc]
         least: Tensor,
         validate_args: bool | None = None,
     ) -> None:
-        self.mean_count, self.gain, self.extra, self.least = torch.broadcast_tensors(  # type: ignore[no-untyped-call]
+        self.mean_count, self.gain, self.extra, self.least = torch.broadcast_tensors(
             mean_count, gain, extra, least
         )
         super().__init__(self.mean_count.shape, torch.Size(), validate_args=validate_args)

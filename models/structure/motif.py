@@ -472,9 +472,8 @@ def motifs_from(
 ) -> Model:
     """A model like `motif` with templates of your own.
 
-    In a script of your own, `my_sites.py`,
+    In a script of your own, `my_sites.py`, that imports this function, the line
 
-        from atomzoo.models.structure.motif import motifs_from
         my_sites = motifs_from("my_sites.csv", radius=0.33)
 
     makes a model for `atomzoo fit my_sites.py:my_sites atoms.nc`. The first class of the file is the bulk.
