@@ -298,6 +298,15 @@ def _positive(matrix: Tensor) -> Tensor:
     return (vector * value.clamp(min=0.05)) @ vector.T
 
 
+def _factor(covariance: Tensor) -> Tensor | None:
+    """Cholesky factor, in units of its own diagonal; None where draws do not span the space."""
+    scale = covariance.diagonal().clamp(min=1e-300).sqrt()
+    correlation = covariance / scale / scale[:, None]
+    eye = torch.eye(len(scale), dtype=covariance.dtype)
+    lower, failed = torch.linalg.cholesky_ex(0.5 * (correlation + correlation.T) + 1e-9 * eye)
+    return None if bool(failed) else scale[:, None] * lower
+
+
 @dataclass(frozen=True)
 class _Mode:
     """A mode, the factor of its scale matrix, and the log of its mass by Laplace's method."""
@@ -309,7 +318,8 @@ class _Mode:
     @classmethod
     def at(cls, target: _Target, point: Tensor) -> _Mode:
         precision = _positive(target.curvature(point))
-        factor = torch.linalg.cholesky(torch.linalg.inv(precision))
+        factor = _factor(torch.linalg.inv(precision))
+        assert factor is not None, "a clamped matrix has a factor"
         dim = point.shape[1]
         mass = target.gradient(point)[0] + factor.diagonal().log().sum()
         return cls(point, factor, float(mass) + 0.5 * dim * math.log(2 * math.pi))
@@ -368,8 +378,11 @@ class _Proposal:
             # Few draws tell a covariance roughly: it is drawn to the old one as if that were worth some draws.
             old = 2 * dim / (2 * dim + effective)
             spread = (1 - old) * spread + old * factor @ factor.T
+            lower = _factor(spread)
+            if lower is None:
+                continue
             points.append(mean[None])
-            factors.append(torch.linalg.cholesky(spread)[None])
+            factors.append(lower[None])
             weights.append((1 - KEPT) * own.sum()[None])
         total = torch.cat(weights)
         kept = total.argsort(descending=True)[:MOST_COMPONENTS]
@@ -438,12 +451,13 @@ def posterior_of_levels(
             modes = [_moved(target, rough, mode) for mode in modes]
         found[count] = target, modes
     laplace = {k: _mass(modes) for k, (_, modes) in found.items()}
-    best = max(log_prior[k - 1] + mass for k, mass in laplace.items())
-    weighed = {
-        k: _weigh(target, modes, generator)
-        for k, (target, modes) in found.items()
-        if log_prior[k - 1] + laplace[k] > best - HOPELESS
-    }
+    weighed: dict[int, _Weighed] = {}
+    best = -math.inf
+    # What is weighed decides what is hopeless: a mass by Laplace's method alone may be far too high.
+    for count in sorted(found, key=lambda k: -log_prior[k - 1] - laplace[k]):
+        if log_prior[count - 1] + laplace[count] > best - HOPELESS:
+            weighed[count] = _weigh(*found[count], generator)
+            best = max(best, log_prior[count - 1] + weighed[count].log_evidence)
     return _together(weighed, laplace, log_prior, prior, draws, generator)
 
 
@@ -510,7 +524,7 @@ def _one_more(below: Ladder, columns: float) -> list[tuple[np.ndarray, np.ndarra
                 fewer / fewer.sum(),
             )
         )
-    for place in np.flatnonzero(share * columns > 4):
+    for place in map(int, np.flatnonzero(share * columns > 4)):
         halves = [level[place] - 0.5 * spread[place], level[place] + 0.5 * spread[place]]
         split = np.concatenate([level[:place], halves, level[place + 1 :]])
         order = np.argsort(split)

@@ -26,8 +26,11 @@ MOS2 = {"S": (16,), "S2": (16, 16), "SSe": (16, 34), "Mo": (42,), "Se2": (34, 34
 Z_POWER, Z_ERROR = 1.7, 0.06
 
 VAGUE = prior_set(
-    note="Scales with the data: the mean and the standard deviation of all intensities. One to six levels.",
-    steps="Categorical([1, 1, 1, 1, 1, 1])",
+    note=(
+        "Scales with the data: the mean and the standard deviation of all intensities. One to six levels, each further "
+        "one a third as likely before the data are seen."
+    ),
+    steps="Categorical([243, 81, 27, 9, 3, 1])",
     scale=1.0,
     lowest="Normal(intensity.mean, 2 * intensity.std)",
     rise="LogNormal(log(intensity.std), 1).expand([5]).to_event(1)",
@@ -221,10 +224,11 @@ def species(columns: View, prior: Prior) -> None:
     **Fails** when neighbours shine into one another (columns next to a bright one look brighter), when a few columns
     are cut by the rim, or tails are heavy: each then asks for a level of its own. The error of a single intensity is
     not an input: the spread of a level is that of its columns and of their measurement together.
-    **Identifiable**: levels further apart than about three spreads one by one; nearer ones only together. The
-    background's mean belongs to the levels. Two species that are as bright as each other are one level, unless they
-    stand on different sublattices: `sublattice` then chooses one. A material's set has its ladder of columns, and
-    levels that no column is at keep the prior's place.
+    **Identifiable**: the number of levels, within a factor of about ten in probability: a level that shares the columns
+    of another costs little evidence, and the prior asks each further one to pay a factor of three. Levels further apart
+    than about three spreads one by one; nearer ones only together. The background's mean belongs to the levels. Two
+    species that are as bright as each other are one level, unless they stand on different sublattices: `sublattice`
+    then chooses one. A material's set has its ladder of columns, and levels that no column is at keep the prior's place.
 
     References: Krivanek et al., Atom-by-atom structural and chemical analysis by annular dark-field electron
     microscopy, Nature 464 (2010); Van Aert et al., Quantitative atomic resolution mapping using high-angle annular
