@@ -228,7 +228,7 @@ def species(columns: View, prior: Prior) -> None:
     of another costs little evidence, and the prior asks each further one to pay a factor of three. Levels further apart
     than about three spreads one by one; nearer ones only together. The background's mean belongs to the levels. Two
     species that are as bright as each other are one level, unless they stand on different sublattices: `sublattice`
-    then chooses one. A material's set has its ladder of columns, and levels that no column is at keep the prior's place.
+    then chooses one. A material's set has its ladder of columns; levels that no column is at keep the prior's place.
 
     References: Krivanek et al., Atom-by-atom structural and chemical analysis by annular dark-field electron
     microscopy, Nature 464 (2010); Van Aert et al., Quantitative atomic resolution mapping using high-angle annular

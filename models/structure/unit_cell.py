@@ -405,6 +405,7 @@ def unit_cell(cells: View, prior: Prior) -> None:
     `length` (nm); a domain wall is seen as wide as that. A sense of strain is as likely as the opposite, and its size
     unknown over a factor of fifty either way.
     **Fails** where the scan jumps, or drifts in more than six slow waves: that is taken for strain of the crystal.
+    Strain is small: the product of a domain's turn and its strain, 0.002 in twins of 6 %, is told as a lean of γ.
     Orthorhombic and tetragonal look alike in one projection, and cells of any symmetry may project to a square: what
     is told is the symmetry of the projected cell. A lattice constant out of the plane is never seen.
     **Identifiable**: a uniform strain from the scan's own only as far as this is known (`stretch`, `shear`, and
