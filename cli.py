@@ -85,11 +85,11 @@ def list_models(
 ) -> None:
     """List the models of the catalogue."""
     from ._show import catalogue_json, show_catalogue
-    from .datasets.kinds import KINDS
+    from .datasets.kinds import measured_kinds
     from .models.model import models
 
     every = models()
-    _check_choice("kind", kind, list(KINDS))
+    _check_choice("kind", kind, list(measured_kinds()))
     _check_choice("family", family, list(dict.fromkeys(m.family for m in every)))
     found = models(kind, family)
     if as_json:

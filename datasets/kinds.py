@@ -21,7 +21,17 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-__all__ = ["KINDS", "DataError", "Kind", "add_kind", "dataset", "find_kind", "kind_of", "validate"]
+__all__ = [
+    "KINDS",
+    "DataError",
+    "Kind",
+    "add_kind",
+    "dataset",
+    "find_kind",
+    "kind_of",
+    "measured_kinds",
+    "validate",
+]
 
 # Squares of larger numbers overflow float64, and no microscope writes them.
 LARGEST_VALUE = 1e150
@@ -163,7 +173,7 @@ def kind_of(data: xr.Dataset) -> Kind:
         raise DataError(f"expected an xarray.Dataset, found {type(data).__name__}")
     if "kind" not in data.attrs:
         raise DataError(
-            f'the dataset does not say its kind: set attrs["kind"] to one of {", ".join(KINDS)}'
+            f'the dataset does not say its kind: set attrs["kind"] to one of {", ".join(measured_kinds())}'
         )
     return find_kind(data.attrs["kind"])
 
@@ -171,9 +181,13 @@ def kind_of(data: xr.Dataset) -> Kind:
 def find_kind(kind: object) -> Kind:
     """A kind by name, or `DataError`."""
     if not isinstance(kind, str) or (kind not in KINDS and kind not in _with_derived()):
-        known = [name for name, spec in KINDS.items() if not spec.derived]
-        raise DataError(f"unknown kind {kind!r}: expected one of {', '.join(known)}")
+        raise DataError(f"unknown kind {kind!r}: expected one of {', '.join(measured_kinds())}")
     return KINDS[kind]
+
+
+def measured_kinds() -> dict[str, Kind]:
+    """The kinds that instruments give, whatever others models have made of them by now."""
+    return {name: kind for name, kind in KINDS.items() if not kind.derived}
 
 
 def _with_derived() -> dict[str, Kind]:

@@ -27,7 +27,7 @@ import xarray as xr
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..datasets.kinds import KINDS, DataError, find_kind
+from ..datasets.kinds import DataError, find_kind
 from ..inference.certificates import Certificate, certificates_of
 from ..inference.heldout import RELIABLE_K, HeldOut, leave_one_out
 from ..inference.runs import RunError, atomic, digest
@@ -200,9 +200,7 @@ def _source_of(run: xr.DataTree) -> xr.Dataset:
     if "source_data" not in run.children:
         return _data_of(run)
     data = run["source_data"].to_dataset()
-    if data.attrs.get("kind") not in KINDS:
-        raise RunError(f"the run of {run.attrs.get('model')} keeps data of no known kind")
-    return data
+    return _known(data, run)
 
 
 def _data_of(run: xr.DataTree) -> xr.Dataset:
@@ -215,8 +213,13 @@ def _data_of(run: xr.DataTree) -> xr.Dataset:
     data = xr.merge(parts, combine_attrs="override", join="outer", compat="override")
     attrs = json.loads(run.attrs.get("data_attrs", "{}"))
     data.attrs = {"kind": str(run.attrs.get("kind", "")), **attrs}
+    return _known(data, run)
+
+
+def _known(data: xr.Dataset, run: xr.DataTree) -> xr.Dataset:
+    """Data of a run, if it says what kind they are of."""
     try:
-        find_kind(data.attrs["kind"])
+        find_kind(data.attrs.get("kind"))
     except DataError:
         raise RunError(
             f"the run of {run.attrs.get('model')} does not say what kind of data it is of"
@@ -491,7 +494,7 @@ class Chapter:
     def facts(self) -> list[str]:
         """The data in one line, in pieces."""
         attrs = self.data.attrs
-        variables = [n for n in KINDS[self.kind].variables if n in self.data]
+        variables = [n for n in find_kind(self.kind).variables if n in self.data]
         sizes = " × ".join(
             _counted(self.data.sizes[d], clean(d, 24)) for d in self.data[variables[0]].dims
         )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..kinds import KINDS, DataError, Kind, dataset
+from ..kinds import DataError, Kind, dataset, measured_kinds
 from .limits import array_bytes, check_bytes
 from .signal import Axis, Hints, Signal, clean, length_factor
 
@@ -105,17 +105,17 @@ def arrange(signal: Signal, hints: Hints) -> xr.Dataset:
     check_bytes(f"array {signal.label!r}", array_bytes(signal.shape, signal.dtype))
     signal = _squeezed(_plane(signal, hints))
     kind = hints.kind or _guess(signal, hints)
-    if kind not in KINDS:
-        raise DataError(f"unknown kind {kind!r}: expected one of {', '.join(KINDS)}")
+    if kind not in measured_kinds():
+        raise DataError(f"unknown kind {kind!r}: expected one of {', '.join(measured_kinds())}")
     values = _native(np.asarray(signal.load()))
     block = _named_order(Block(values, signal.axes, signal))
     if kind not in _BUILDERS:
         raise DataError(
-            f"{kind} needs several arrays ({', '.join(KINDS[kind].variables)}); "
+            f"{kind} needs several arrays ({', '.join(measured_kinds()[kind].variables)}); "
             "put them in one .npz under those names"
         )
     arrays, units = _BUILDERS[kind](block, hints)
-    return assemble(KINDS[kind], arrays, units, hints)
+    return assemble(measured_kinds()[kind], arrays, units, hints)
 
 
 def _native(values: np.ndarray) -> np.ndarray:
@@ -206,7 +206,7 @@ def _guess(signal: Signal, hints: Hints) -> str:
     if len(fitting) == 1:
         return fitting[0]
     if not fitting:
-        raise DataError(f"{described} fits none of the kinds {', '.join(KINDS)}")
+        raise DataError(f"{described} fits none of the kinds {', '.join(measured_kinds())}")
     ways = [f"kind={name!r}{_WAYS.get(name, '')}" for name in fitting]
     if len(signal.shape) == 3:
         ways.append("plane=(axis, number) for one image of the stack")
@@ -293,10 +293,10 @@ def _plain(kind: str) -> Callable[[Block, Hints], Parts]:
     """For kinds whose array needs nothing but its name."""
 
     def build(block: Block, hints: Hints) -> Parts:
-        (dims,) = KINDS[kind].variables[KINDS[kind].main]
+        (dims,) = measured_kinds()[kind].variables[measured_kinds()[kind].main]
         allowed = (len(dims), len(dims) - 1) if kind in ("lattice", "patches") else (len(dims),)
         _want_dims(kind, block, allowed)
-        return _main(block, KINDS[kind].main)
+        return _main(block, measured_kinds()[kind].main)
 
     return build
 

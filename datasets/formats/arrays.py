@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.lib import format as npy_format
 
-from ..kinds import KINDS, DataError, Kind
+from ..kinds import DataError, Kind, measured_kinds
 from .arrange import arrange, assemble
 from .limits import array_bytes, check_bytes
 from .signal import Hints, Signal, clean, one_line
@@ -94,7 +94,9 @@ def _attribute(value: np.ndarray) -> Any:
 
 
 def _known_names() -> set[str]:
-    return {name for kind in KINDS.values() for name in (*kind.variables, *kind.optional)}
+    return {
+        name for kind in measured_kinds().values() for name in (*kind.variables, *kind.optional)
+    }
 
 
 def _members(path: Path) -> dict[str, np.ndarray]:
@@ -127,10 +129,10 @@ def _member(archive: zipfile.ZipFile, item: zipfile.ZipInfo) -> np.ndarray:
 
 def _kind(kind: str | None, arrays: dict[str, np.ndarray]) -> Kind:
     if kind is not None:
-        if kind not in KINDS:
-            raise DataError(f"unknown kind {kind!r}: expected one of {', '.join(KINDS)}")
-        return KINDS[kind]
-    fitting = [spec for spec in KINDS.values() if _fits(spec, arrays)]
+        if kind not in measured_kinds():
+            raise DataError(f"unknown kind {kind!r}: expected one of {', '.join(measured_kinds())}")
+        return measured_kinds()[kind]
+    fitting = [spec for spec in measured_kinds().values() if _fits(spec, arrays)]
     if len(fitting) > 1:
         fitting = [spec for spec in fitting if _fits(spec, arrays, sizes=True)] or fitting
     told = {TELLING.get(spec.main, {}).get(name) for spec in fitting for name in arrays} - {None}
@@ -140,7 +142,7 @@ def _kind(kind: str | None, arrays: dict[str, np.ndarray]) -> Kind:
     if len(fitting) == 1:
         return fitting[0]
     if not fitting:
-        mains = ", ".join(f"{spec.main!r} ({spec.name})" for spec in KINDS.values())
+        mains = ", ".join(f"{spec.main!r} ({spec.name})" for spec in measured_kinds().values())
         raise DataError(f"its arrays {names} make no kind; expected one named {mains}")
     could = " or ".join(f"kind={spec.name!r}" for spec in fitting)
     raise DataError(f"its arrays {names} could be several kinds; say {could}")

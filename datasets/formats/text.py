@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..kinds import KINDS, DataError
+from ..kinds import DataError, measured_kinds
 from .arrange import assemble
 from .limits import check_bytes
 from .signal import Hints, clean, length_factor, one_line
@@ -49,7 +49,7 @@ def read_csv(path: Path, hints: Hints) -> xr.Dataset:
     own = {name: unit for name, unit in units.items() if name in arrays}
     own.update(_renamed_units(kind, units, arrays))
     rest = {k: v for k, v in hints.units.items() if k in arrays or k not in columns}
-    return assemble(KINDS[kind], arrays, own, replace(hints, units=rest))
+    return assemble(measured_kinds()[kind], arrays, own, replace(hints, units=rest))
 
 
 def _lines(path: Path) -> tuple[list[str], list[tuple[int, str]]]:

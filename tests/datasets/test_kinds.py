@@ -2,12 +2,15 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from atomzoo.datasets.kinds import KINDS, DataError, dataset, kind_of, validate
+from atomzoo.datasets.kinds import DataError, dataset, kind_of, measured_kinds, validate
 from atomzoo.tests.datasets.examples import examples
 
-ALL = sorted(KINDS)
+ALL = sorted(measured_kinds())
 CODES = [
-    (kind.name, name) for kind in KINDS.values() for name in kind.codes if name != "observed_state"
+    (kind.name, name)
+    for kind in measured_kinds().values()
+    for name in kind.codes
+    if name != "observed_state"
 ]
 
 
