@@ -9,7 +9,7 @@ Example:
     >>> from atomzoo.datasets.scenes import simulate
     >>> metals = brightness(simulate("tmd", gives="atoms", field=4, seed=1), {"sublattice": 0})
     >>> metals.sizes["atom"], metals.attrs["left_out"]
-    (184, 186)
+    (185, 184)
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ Settings, all numbers:
 Example:
     >>> from atomzoo.datasets.scenes import simulate
     >>> seen = windows(simulate("two_phases", seed=1, field=6, size=2), {})
-    >>> round(seen.attrs["spacing"], 2), dict(seen.sizes)["feature"] > 20
-    (0.28, True)
+    >>> round(seen.attrs["spacing"], 1), dict(seen.sizes)["feature"] > 20
+    (0.3, True)
 """
 
 from __future__ import annotations
