@@ -50,13 +50,21 @@ SIGHT = 5.0
 MIDDLE = 3.5
 # Widths between peaks beyond which they share less than a thousandth of their information.
 SHARED = 6.0
-# Widths that a peak may lie outside the frame; farther out a hundredth of it is seen at the rim.
-OUTSIDE = 3.0
+# Widths that a peak may lie outside the frame; farther out a ten-thousandth of it is seen at the rim.
+OUTSIDE = 4.3
 # Largest steps: of a place in widths, of the width relative to itself, of an intensity in medians of all; and the
 # least that one step leaves of an intensity.
 STEP, STRETCH, BRIGHTER, DIM = 0.5, 0.2, 2.0, 0.1
 # Errors by which nearly all peaks may have moved last for the matrix to be used again, and in all for it to be told.
 NEAR, FRESH, NEARLY_ALL = 1.0, 0.2, 0.95
+# Attempts at one step, in the last two thirds of which all of it is shortened, too.
+ATTEMPTS = 9
+# Share of its own curvature by which a peak is held back at first where its step has failed, and by how much more each
+# time, and by how much less where it has not; and of a place that is at its bound.
+HELD, HARDER, EASED, FIXED = 0.1, 10.0, 5.0, 1e6
+# Widths around a peak in which its step is judged, and a rise of the cost, in logarithms of the likelihood, that is
+# none: the ends of the windows cost as much.
+HEARD, TOLD_APART = 3.0, 1e-3
 # Steps are solved to this fraction; each Gauss–Newton step gains as much.
 SOLVED, MOST_SOLVES = 1e-3, 100
 # Relative, in the preconditioner only: splines are taken as planes under a peak, and the difference has no sign.
@@ -77,6 +85,20 @@ class Noise(NamedTuple):
     def variance(self, mean: Tensor) -> Tensor:
         """Variance of pixels with these means."""
         return (self.gain * mean + self.floor).clamp_(min=self.least)
+
+    def deviance(self, image: Tensor, mean: Tensor, excess: Tensor | None = None) -> Tensor:
+        """Half the deviance of each pixel, less what does not depend on the mean.
+
+        Its derivative by the mean is (mean − image) / variance: ∫ (t − image) / V(t) dt from where V leaves `least`.
+        """
+        low = self.least if excess is None else self.least + excess
+        start = (self.least - self.floor) / self.gain
+        up, lack = mean - start, image - start
+        over = up.clamp(min=0)
+        slow = (1 / self.gain) * (over - (low / self.gain + lack) * torch.log1p(self.gain * over / low))
+        under = up.clamp(max=0)
+        found = slow + under * (0.5 * under - lack) / low
+        return found if excess is None else torch.where(torch.isinf(excess), 0.0, found)
 
 
 @dataclass(frozen=True)
@@ -141,6 +163,13 @@ class Pull:
     def curvature(self) -> Tensor:
         """Precision of x, y and intensity."""
         return torch.tensor([self.place, self.place, self.intensity], dtype=torch.float64)
+
+    def cost(self, peaks: Peaks) -> tuple[Tensor, float]:
+        """Minus the log prior of each peak, and that of background and width."""
+        each = (self.x - peaks.x).square() + (self.y - peaks.y).square()
+        each = 0.5 * (self.place * each + self.intensity * peaks.intensity.square())
+        rest = self.coefs * float((peaks.coefs - self.level).square().sum())
+        return each, 0.5 * (rest + self.stiffness * (self.log_width - math.log(peaks.width)) ** 2)
 
     def gradient(self, peaks: Peaks) -> Tensor:
         """Gradient of the log prior by x, y and intensity, (peak, 3)."""
@@ -266,6 +295,12 @@ class Frame:
         if self.excess is not None:
             variance += self.excess
         return variance.reciprocal_()
+
+    def cost(self, mean: Tensor) -> Tensor:
+        """Minus the logarithm of the likelihood of each pixel, whose slope is the weighed residual."""
+        if self.fixed is not None:
+            return 0.5 * self.fixed * (self.image - mean).square()
+        return self.noise.deviance(self.image, mean, self.excess)
 
     def under(self, peaks: Peaks) -> tuple[np.ndarray, Tensor, Tensor]:
         """The sixteen splines that each peak stands on: their numbers, (peak, 16), and as polynomials about the peak.
@@ -535,7 +570,11 @@ def solver(matrix: Any) -> Any:
 
 
 def normal_equations(
-    frame: Frame, peaks: Peaks, pull: Pull | None = None, old: System | None = None
+    frame: Frame,
+    peaks: Peaks,
+    pull: Pull | None = None,
+    old: System | None = None,
+    signal: Tensor | None = None,
 ) -> System:
     """Set up the normal equations at some peaks.
 
@@ -544,8 +583,10 @@ def normal_equations(
         peaks: where.
         pull: priors, if any.
         old: equations near by, whose matrix is used again; only the gradients are worked out.
+        signal: the sum of the peaks, where it is known.
     """
-    signal = frame.signal(peaks)
+    if signal is None:
+        signal = frame.signal(peaks)
     mean = frame.background(peaks.coefs) + signal
     weights = frame.weights(mean)
     residual = frame.image - mean
@@ -783,26 +824,103 @@ def fit_peaks(
         most: steps at most.
         close: the largest last step, in standard deviations.
     """
-    peaks, steps, moved = start, 0, math.inf
+    steps, moved = 0, math.inf
     longest = torch.full((len(start),), STEP, dtype=torch.float64)
-    step = last = torch.zeros(len(start), 3, dtype=torch.float64)
-    system: System | None = None
-    since = 0.0
-    while True:
+    # Peaks whose steps have failed are held back by so much of their own curvature.
+    held = torch.zeros(len(start), dtype=torch.float64)
+    last = torch.zeros(len(start), 3, dtype=torch.float64)
+    here = _tried(frame, start, pull)
+    system = normal_equations(frame, start, pull, signal=here.signal)
+    old, since = False, 0.0
+    while moved >= close and steps < most:
+        there, step, far, held = _better(frame, system, pull, here, fit_width, longest, held)
+        if there is None:
+            if old:
+                # The matrix may be what failed.
+                system = normal_equations(frame, here.peaks, pull, signal=here.signal)
+                old, since = False, 0.0
+                steps += 1
+                continue
+            # No step lowers the cost by what can be told: this is the lowest place.
+            break
         # Near the goal the matrix of the last step serves as well: each step still gains by how little it has changed.
-        far = math.inf if system is None else _most(step, system)
-        near = far < NEAR
+        moved = _largest(step, system)
+        near = far < NEAR and not bool(held.any())
         since = since + far if near else 0.0
-        system = normal_equations(frame, peaks, pull, system if near else None)
-        if moved < close or steps >= most:
-            fresh = system if since < FRESH else normal_equations(frame, peaks, pull)
-            return Fitted(peaks, fresh, steps, moved)
-        peaks, step, moved = _step(frame, system, fit_width, longest)
+        here, old = there, near
+        system = normal_equations(frame, here.peaks, pull, system if near else None, here.signal)
         # A faint peak that turns back has stepped too far: Gauss–Newton overlooks how its slopes turn.
         back = (step[:, :2] * last[:, :2]).sum(1) < 0
         longest = torch.where(back, longest / 2, longest)
         last = step
         steps += 1
+    if since >= FRESH:
+        system = normal_equations(frame, here.peaks, pull, signal=here.signal)
+    return Fitted(here.peaks, system, steps, moved)
+
+
+class _Tried(NamedTuple):
+    """Peaks, their sum, and what they cost: by pixel, by peak and the rest."""
+
+    peaks: Peaks
+    signal: Tensor
+    pixels: Tensor
+    each: Tensor
+    rest: float
+
+
+def _tried(frame: Frame, peaks: Peaks, pull: Pull | None) -> _Tried:
+    signal = frame.signal(peaks)
+    pixels = frame.cost(frame.background(peaks.coefs) + signal)
+    each, rest = pull.cost(peaks) if pull is not None else (torch.zeros_like(peaks.x), 0.0)
+    return _Tried(peaks, signal, pixels, each, rest)
+
+
+def _better(
+    frame: Frame,
+    system: System,
+    pull: Pull | None,
+    here: _Tried,
+    fit_width: bool,
+    longest: Tensor,
+    held: Tensor,
+) -> tuple[_Tried | None, Tensor, float, Tensor]:
+    """A step that does not raise the cost, the step, how far nearly all went, and who is held back how much.
+
+    Where the cost rises around a peak, the peak is held back; where it rises all the same, all are.
+    """
+    part = 1.0
+    for attempt in range(ATTEMPTS):
+        step, wider, ground = _step(frame, system, fit_width, longest, held)
+        if bool(step.isfinite().all() and ground.isfinite().all()) and math.isfinite(wider):
+            placed, step = _placed(frame, system.peaks, part * step, part * wider, part * ground)
+            there = _tried(frame, placed, pull)
+            rise = there.pixels - here.pixels
+            total = float(rise.sum() + (there.each - here.each).sum()) + there.rest - here.rest
+            if total <= TOLD_APART:
+                local = _around_peaks(rise, here.peaks) + there.each - here.each
+                calm = torch.where(local > TOLD_APART, held, held / EASED)
+                held = torch.where(calm < HELD / 10, 0.0, calm)
+                return there, step, _most(step, system), held
+            local = _around_peaks(rise, here.peaks) + there.each - here.each
+            bad = ~(local <= 0)
+            held = torch.where(bad, (held * HARDER).clamp(min=HELD), held)
+        if attempt >= ATTEMPTS // 3:
+            part /= 4
+    return None, torch.zeros(len(held), 3, dtype=torch.float64), 0.0, held
+
+
+def _around_peaks(rise: Tensor, peaks: Peaks) -> Tensor:
+    """The sum of an image over the square within `HEARD` widths of each peak."""
+    ny, nx = rise.shape
+    sums = torch.nn.functional.pad(rise.cumsum(0).cumsum(1), (1, 0, 1, 0))
+    half = math.ceil(HEARD * peaks.width)
+    col, row = peaks.x.round().long(), peaks.y.round().long()
+    # Of a peak outside, the rim that it shines on.
+    col, row = col.clamp(0, nx - 1), row.clamp(0, ny - 1)
+    left, right = (col - half).clamp(0, nx), (col + half + 1).clamp(0, nx)
+    top, bottom = (row - half).clamp(0, ny), (row + half + 1).clamp(0, ny)
+    return sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
 
 
 def _most(step: Tensor, system: System) -> float:
@@ -814,34 +932,70 @@ def _most(step: Tensor, system: System) -> float:
     return float(far.kthvalue(rank).values.sqrt())
 
 
+def _largest(step: Tensor, system: System) -> float:
+    """The largest part of a step in errors."""
+    if not len(step):
+        return 0.0
+    return float((step.square() * system.own.diagonal(dim1=1, dim2=2)).max().sqrt())
+
+
 def _step(
-    frame: Frame, system: System, fit_width: bool, longest: Tensor
-) -> tuple[Peaks, Tensor, float]:
-    """One Gauss–Newton step, no place moved farther than so many widths; and its largest part in errors."""
+    frame: Frame, system: System, fit_width: bool, longest: Tensor, held: Tensor
+) -> tuple[Tensor, float, Tensor]:
+    """One Gauss–Newton step of peaks, width and background, no place moved farther than so many widths."""
     peaks, count = system.peaks, len(system.peaks)
-    rhs = np.concatenate([system.gradient.flatten().numpy(), system.ground_gradient])
+    asked, gradient = _at_the_end(frame, system)
+    if bool(held.any()) or asked is not None:
+        more = system.own.diagonal(dim1=1, dim2=2) * held[:, None]
+        if asked is not None:
+            more = more + asked
+        system = replace(system, own=system.own + torch.diag_embed(more))
+    rhs = np.concatenate([gradient.flatten().numpy(), system.ground_gradient])
     move = system.solve(rhs)
-    width = peaks.width
+    wider = 0.0
     if fit_width and count:
+        width = peaks.width
         wider = (system.width_gradient - float(system.wide @ move)) / system.width_precision
         wider = min(max(wider, -STRETCH * width), STRETCH * width)
         move = move - wider * system.lean
-        width += wider
     step = torch.from_numpy(move[: 3 * count]).reshape(count, 3)
-    reach = (longest * peaks.width)[:, None]
-    step[:, :2] *= (reach / step[:, :2].norm(dim=1, keepdim=True).clamp(min=1e-300)).clamp(max=1)
     if count:
-        most = BRIGHTER * float(peaks.intensity.median())
-        step[:, 2] = torch.minimum(step[:, 2], peaks.intensity + most)
-    precision = system.own.diagonal(dim1=1, dim2=2)
-    moved = float((step.square() * precision).max().sqrt()) if count else 0.0
-    slack = OUTSIDE * peaks.width
+        # The whole step of a peak is shortened: places and intensities go together.
+        reach = longest * peaks.width / step[:, :2].norm(dim=1).clamp(min=1e-300)
+        most = peaks.intensity + BRIGHTER * float(peaks.intensity.median())
+        step = step * torch.minimum(reach, most / step[:, 2].clamp(min=1e-300)).clamp(max=1)[:, None]
+    return step, wider, torch.from_numpy(move[3 * count :]).reshape(peaks.coefs.shape)
+
+
+def _at_the_end(frame: Frame, system: System) -> tuple[Tensor | None, Tensor]:
+    """What holds the places that would leave where peaks may lie, if any, and the gradient without theirs."""
+    peaks, slack = system.peaks, OUTSIDE * system.peaks.width
+    place = torch.stack([peaks.x, peaks.y], 1)
+    last = torch.tensor([frame.nx - 1, frame.ny - 1], dtype=torch.float64) + slack
+    push = system.gradient[:, :2]
+    stuck = ((place <= -slack) & (push < 0)) | ((place >= last) & (push > 0))
+    if not bool(stuck.any()):
+        return None, system.gradient
+    hold = torch.zeros_like(system.gradient)
+    hold[:, :2] = stuck * FIXED * system.own.diagonal(dim1=1, dim2=2)[:, :2]
+    gradient = system.gradient.clone()
+    gradient[:, :2] = torch.where(stuck, 0.0, push)
+    return hold, gradient
+
+
+def _placed(
+    frame: Frame, peaks: Peaks, step: Tensor, wider: float, ground: Tensor
+) -> tuple[Peaks, Tensor]:
+    """The peaks after a step, and the step that was left of it at the bounds."""
+    width = peaks.width + wider
+    slack = OUTSIDE * width
     placed = replace(
         peaks,
         x=(peaks.x + step[:, 0]).clamp(-slack, frame.nx - 1 + slack),
         y=(peaks.y + step[:, 1]).clamp(-slack, frame.ny - 1 + slack),
         intensity=torch.maximum(peaks.intensity + step[:, 2], DIM * peaks.intensity),
         width=width,
-        coefs=peaks.coefs + torch.from_numpy(move[3 * count :]).reshape(peaks.coefs.shape),
+        coefs=peaks.coefs + ground,
     )
-    return placed, step, moved
+    went = [placed.x - peaks.x, placed.y - peaks.y, placed.intensity - peaks.intensity]
+    return placed, torch.stack(went, 1)
