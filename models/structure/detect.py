@@ -570,6 +570,23 @@ class _Search:
         return True
 
 
+def _at_place(covariance: Tensor) -> Tensor:
+    """Standard deviation of each intensity, its peak's place given.
+
+    The mean is linear in an intensity at a given place, and a peak that is gone has none: this is what tells by how
+    much the image is less likely without it. Of a peak outside the frame the place is hardly known, and how bright it
+    is depends on where it is; that it is there may be certain all the same.
+    """
+    place = covariance[:, :2, :2]
+    scale = place.diagonal(dim1=1, dim2=2).clamp(min=1e-300).rsqrt()
+    unit = place * scale[:, :, None] * scale[:, None, :]
+    unit = unit + 1e-9 * torch.eye(2, dtype=torch.float64)
+    lean = (covariance[:, :2, 2] * scale)[:, :, None]
+    known = (lean * torch.linalg.solve(unit, lean)).sum((1, 2))
+    whole = covariance[:, 2, 2].clamp(min=1e-300)
+    return torch.maximum(whole - known, 1e-6 * whole).sqrt()
+
+
 def _near(places: np.ndarray, others: np.ndarray, reach: float) -> np.ndarray:
     """How many of the others are near each place."""
     from scipy.spatial import cKDTree
@@ -777,7 +794,7 @@ class Population:
     def log_odds(self, intensity: Tensor, covariance: Tensor) -> Tensor:
         """Log odds for a peak of these intensities and covariances, against none."""
         a = intensity.clamp(min=1e-300)
-        sd = covariance[:, 2, 2].clamp(min=1e-300).sqrt()
+        sd = _at_place(covariance)
         place = covariance[:, 0, 0] * covariance[:, 1, 1] - covariance[:, 0, 1] ** 2
         # Where a place is unknown it is still within the reach of the peak's own window.
         log_a = a.log()
