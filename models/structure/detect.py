@@ -66,6 +66,10 @@ KNOTS = (5.0, 2.5, 1.5)
 LEAST_KNOT = 5.0
 # Widths around a place that its level is read off.
 LEVEL = 3.0
+# Widths outside the frame in which new peaks are tried, less than those of the level.
+BEYOND = 2.5
+# Least share of what is known of a peak that a level around it may leave.
+TOLD = 0.02
 # Widths from the frame's edge within which misfit is not looked for.
 RIM = 5.0
 # Pixels apart up to which noise may be shared.
@@ -512,29 +516,37 @@ class _Search:
         assert self.population is not None
         peaks, system = fitted.peaks, fitted.system
         w = peaks.width
-        weights, weighed = system.weights.numpy(), (system.weights * system.residual).numpy()
+        # Also of peaks outside the frame, as far out as a level around them is still seen.
+        beyond = round(BEYOND * w)
+        weights = np.pad(system.weights.numpy(), beyond)
+        weighed = np.pad((system.weights * system.residual).numpy(), beyond)
         # Least squares of a peak and a level around it at every pixel: a background that is off is no peak.
         box = 2 * round(LEVEL * w) + 1
         level = uniform_filter(weights, box, mode="constant") * box**2
-        shared = gaussian_filter(weights, w, mode="constant") / np.maximum(level, 1e-300)
+        shared = gaussian_filter(weights, w, mode="constant")
+        shared /= np.maximum(level, 1e-9 * level.max() + 1e-300)
         seen = gaussian_filter(weighed, w, mode="constant")
         seen -= shared * uniform_filter(weighed, box, mode="constant") * box**2
         # The square of a Gaussian is one √2 narrower, of integral 1 / 4πw².
         power = gaussian_filter(weights, w / math.sqrt(2), mode="constant") / (4 * math.pi * w**2)
-        power = np.maximum(power - shared**2 * level, 1e-300)
+        apart = power - shared**2 * level
+        # Of a peak far outside the image may show too little to tell it from a level.
+        told = (apart > TOLD * power) & (power > TOLD**2 * power.max())
+        power = np.where(told, apart, np.inf)
         z = seen / np.sqrt(power)
         row, col = np.nonzero(_maxima(z, 0.8 * w) & (z > CANDIDATE))
         clear, sd = z[row, col], 1 / np.sqrt(power[row, col])
         block = np.zeros((len(clear), 3, 3))
         block[:, 0, 0] = block[:, 1, 1] = (w / clear) ** 2
         block[:, 2, 2] = sd**2
-        intensity = torch.from_numpy(clear * sd)
+        bright = BRIGHTEST * float(peaks.intensity.median()) if len(peaks) else math.inf
+        intensity = torch.from_numpy(np.minimum(clear * sd, bright))
         deep = _maxima(-z, 0.8 * w) & (z < -CANDIDATE)
         against = -z[deep] / np.sqrt(power[deep])
         population = self.population.with_more(intensity.numpy(), against, self.area)
         odds = population.log_odds(intensity, torch.from_numpy(block))
         good = odds.numpy() > 0
-        here = np.stack([col, row], 1).astype(float)
+        here = np.stack([col, row], 1).astype(float) - beyond
         if len(here):
             old = np.stack([peaks.x.numpy(), peaks.y.numpy()], 1)
             good &= _near(here, old, TRIED * w) == 0

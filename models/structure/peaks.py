@@ -67,6 +67,8 @@ HELD, HARDER, EASED, FIXED = 0.1, 10.0, 5.0, 1e6
 HEARD, TOLD_APART = 3.0, 1e-3
 # Steps are solved to this fraction; each Gauss–Newton step gains as much.
 SOLVED, MOST_SOLVES = 1e-3, 100
+# Numbers that no residual of the equations comes near while they are being solved, and whose squares are still numbers.
+GREATEST = 1e100
 # Relative, in the preconditioner only: splines are taken as planes under a peak, and the difference has no sign.
 SLACK = 1e-3
 
@@ -509,11 +511,14 @@ class System:
                 break
             hp = self.product(p)
             bend = float(p @ hp)
-            if bend <= 0:
+            # A matrix that rounding has left short of positive definite: as far as it went well.
+            if not 0 < bend < GREATEST:
                 break
             step = rz / bend
             x += step * p
             r -= step * hp
+            if not float(np.abs(r).max()) < GREATEST:
+                break
             z = self.precondition(r)
             rz, last = float(r @ z), rz
             p = z + (rz / last) * p
@@ -690,8 +695,15 @@ def _curvatures(weights: Tensor, peaks: Peaks, pairs: Tensor) -> tuple[Tensor, T
     a = torch.cat([each, pairs[:, 0]])
     b = torch.cat([each, pairs[:, 1]])
     x, y, width = peaks.x, peaks.y, peaks.width
-    windows = _Windows(weights, math.ceil(MIDDLE * width), _pad(peaks))
-    m = windows.moments((x[a] + x[b]) / 2, (y[a] + y[b]) / 2, 1 / width**2)
+    mx, my, rate = (x[a] + x[b]) / 2, (y[a] + y[b]) / 2, 1 / width**2
+    m = _Windows(weights, math.ceil(MIDDLE * width), _pad(peaks)).moments(mx, my, rate)
+    # Outside the frame the far side of a window is all that is seen: it must be what gradients and border see, or the
+    # matrix is not positive.
+    last_y, last_x = (n - 1 for n in weights.shape)
+    out = ((mx < 0) | (my < 0) | (mx > last_x) | (my > last_y)).nonzero()[:, 0]
+    if len(out):
+        wide = _Windows(weights, math.ceil(SIGHT * width), _pad(peaks))
+        m[out] = wide.moments(mx[out], my[out], rate)
     hx, hy = (x[b] - x[a]) / 2, (y[b] - y[a]) / 2
     norm = (2 * math.pi * width**2) ** -2
     share = norm * torch.exp(-(hx**2 + hy**2) / width**2)
@@ -851,7 +863,7 @@ def fit_peaks(
         system = normal_equations(frame, here.peaks, pull, system if near else None, here.signal)
         # A faint peak that turns back has stepped too far: Gauss–Newton overlooks how its slopes turn.
         back = (step[:, :2] * last[:, :2]).sum(1) < 0
-        longest = torch.where(back, longest / 2, longest)
+        longest = torch.where(back, longest / 2, (1.5 * longest).clamp(max=STEP))
         last = step
         steps += 1
     if since >= FRESH:
@@ -927,16 +939,22 @@ def _most(step: Tensor, system: System) -> float:
     """How far, in its own errors, a peak moved that moved farther than nearly all others."""
     if not len(step):
         return 0.0
-    far = (step.square() * system.own.diagonal(dim1=1, dim2=2)).amax(1)
+    far = _far(step, system)
     rank = max(1, math.ceil(NEARLY_ALL * len(far)))
     return float(far.kthvalue(rank).values.sqrt())
+
+
+def _far(step: Tensor, system: System) -> Tensor:
+    """Squares of the peaks' steps in their own errors, places and intensities together."""
+    far: Tensor = (step[:, None] @ system.own @ step[:, :, None])[:, 0, 0].clamp(min=0)
+    return far
 
 
 def _largest(step: Tensor, system: System) -> float:
     """The largest part of a step in errors."""
     if not len(step):
         return 0.0
-    return float((step.square() * system.own.diagonal(dim1=1, dim2=2)).max().sqrt())
+    return float(_far(step, system).max().sqrt())
 
 
 def _step(
