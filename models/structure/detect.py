@@ -446,7 +446,7 @@ class _Search:
 
     def _finish(self, peaks: Peaks, rounds: int) -> Found:
         while True:
-            fitted = self._fit(peaks, 12, 0.02)
+            fitted = self._fit(peaks, 30, 0.02)
             peaks = fitted.peaks
             covariance = covariances(self.frame, fitted.system)
             population = Population.learn(peaks, covariance, self.area)

@@ -823,7 +823,7 @@ def fit_peaks(
     pull: Pull | None = None,
     *,
     fit_width: bool = True,
-    most: int = 12,
+    most: int = 30,
     close: float = 0.02,
 ) -> Fitted:
     """Gauss–Newton until no peak moves by more than a small part of its own error.
