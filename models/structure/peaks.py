@@ -97,7 +97,9 @@ class Noise(NamedTuple):
         start = (self.least - self.floor) / self.gain
         up, lack = mean - start, image - start
         over = up.clamp(min=0)
-        slow = (1 / self.gain) * (over - (low / self.gain + lack) * torch.log1p(self.gain * over / low))
+        slow = (1 / self.gain) * (
+            over - (low / self.gain + lack) * torch.log1p(self.gain * over / low)
+        )
         under = up.clamp(max=0)
         found = slow + under * (0.5 * under - lack) / low
         return found if excess is None else torch.where(torch.isinf(excess), 0.0, found)
@@ -981,7 +983,9 @@ def _step(
         # The whole step of a peak is shortened: places and intensities go together.
         reach = longest * peaks.width / step[:, :2].norm(dim=1).clamp(min=1e-300)
         most = peaks.intensity + BRIGHTER * float(peaks.intensity.median())
-        step = step * torch.minimum(reach, most / step[:, 2].clamp(min=1e-300)).clamp(max=1)[:, None]
+        step = (
+            step * torch.minimum(reach, most / step[:, 2].clamp(min=1e-300)).clamp(max=1)[:, None]
+        )
     return step, wider, torch.from_numpy(move[3 * count :]).reshape(peaks.coefs.shape)
 
 

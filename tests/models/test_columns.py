@@ -158,6 +158,41 @@ def test_the_error_is_that_of_the_bound_at_every_dose(dose):
     assert abs(hit - 0.9) < 3 * math.sqrt(0.09 / len(truth))
 
 
+def test_the_cost_of_a_pixel_has_the_weighed_residual_as_its_slope():
+    """Above and below the mean from which on the variance no longer falls, with and without excess, and for a gain
+    that is hardly any."""
+    image = torch.tensor([0.0, 3.0, 80.0, 5.0], dtype=torch.float64)
+    excess = torch.tensor([0.0, 0.4, 9.0, torch.inf], dtype=torch.float64)
+    for law in (POISSON, Noise(0.5, 0.8, 1.5), Noise(2e-3, 4.0, 0.04)):
+        for more in (None, excess):
+            for level in (-4.0, 0.03, 2.0, 70.0):
+                mean = torch.full((4,), level, dtype=torch.float64, requires_grad=True)
+                law.deviance(image, mean, more).nan_to_num().sum().backward()
+                variance = law.variance(mean.detach()) + (0.0 if more is None else more)
+                told = torch.isfinite(variance)
+                slope = (mean.detach() - image) / variance
+                torch.testing.assert_close(mean.grad[told], slope[told], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(("scene", "dose"), [("tmd", 1e5), ("graphene", 1e5), ("tmd", 1e6)])
+def test_columns_outside_the_frame_do_not_mislead_those_inside(scene, dose):
+    """Where many electrons make their faint light in the frame tell."""
+    from scipy.spatial import cKDTree
+
+    image = atomzoo.simulate(scene, seed=31, field=3.0, dose=dose, jitter=0.0, drift=0.0, shear=0.0)
+    atoms = fit_columns(image)
+    true, found = image.true_position.values, atoms.position.values
+    distance, k = cKDTree(found).query(true)
+    rim = 4 * math.hypot(float(image.true_probe), float(image.true_source))
+    low, high = float(image.x[0]) + rim, float(image.x[-1]) - rim
+    far = ((true > low) & (true < high)).all(1)
+    assert distance[far].max() < 0.03
+    error, covariance = (found[k] - true)[far], atoms.covariance.values[k][far]
+    z = np.einsum("na,nab,nb->n", error, np.linalg.inv(covariance), error)
+    # The mean of z / 2 is one, with a standard error of one over the root of the count; neighbours share some of it.
+    assert abs(z.mean() / 2 - 1) < 4 / math.sqrt(far.sum())
+
+
 def test_draws_by_solving_are_those_of_the_factored_matrix():
     _, truth, frame = drawn(size=80)
     pull = Pull(truth.x, truth.y, place=0.2, level=30.0, coefs=1e-4)
