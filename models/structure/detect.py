@@ -6,9 +6,9 @@ All are fitted together. Whether there is a peak or none is then told by the odd
     log odds = z² / 2 + log(λ · 2π √det Σ · p(A) · √(2π) σ_A),
 
 the ratio of the evidence with and without the peak in Laplace's approximation: z = A / σ_A with σ_A at a given place,
-Σ the covariance of the place, λ the number of peaks per pixel and p the distribution of their intensities. Both are learnt from the peaks
-themselves, each counting with its probability; a broad part of p keeps the rare column of another brightness. What the
-residual still shows is tried in the same way, until nothing is added and nothing is dropped.
+Σ the covariance of the place, λ the number of peaks per pixel and p the distribution of their intensities. Both are
+learnt from the peaks themselves, each counting with its probability; a broad part of p keeps the rare column of another
+brightness. What the residual still shows is tried in the same way, until nothing is added and nothing is dropped.
 """
 
 from __future__ import annotations
