@@ -30,7 +30,7 @@ BENDS = 2
 SOME = 500
 STARTS, MOST_MODES = 6, 8
 # Share of a proposal that is kept when it is taught by its own draws, and how often it is taught.
-KEPT, LESSONS = 0.3, 12
+KEPT, LESSONS = 0.3, 8
 # A draw that weighs this much stands for something that the proposal has missed, which then gets this share of it. The
 # proposal is good enough when this share of its draws is effective.
 HEAVY, GROWN, ENOUGH = 0.03, 0.2, 0.2
@@ -39,7 +39,7 @@ MOST_COMPONENTS = 12
 NU = 8.0
 # Elements of the likelihood that are worked out at once, and in all: they bound the draws on many columns.
 AT_ONCE, IN_ALL = 500_000, 20_000_000
-MOST_DRAWS, FEWEST_DRAWS = 4000, 200
+MOST_DRAWS, FEWEST_DRAWS = 3000, 200
 # Numbers of levels whose evidence is further below the best than this (in nats) by Laplace's method are not sampled.
 HOPELESS = 12.0
 
