@@ -32,11 +32,13 @@ STARTS, MOST_MODES = 6, 8
 # Share of a proposal that is kept when it is taught by its own draws, and how often it is taught.
 KEPT, LESSONS = 0.3, 8
 # A draw that weighs this much stands for something that the proposal has missed, which then gets this share of it. The
-# proposal is good enough when this share of its draws is effective.
-HEAVY, GROWN, ENOUGH = 0.03, 0.2, 0.2
+# proposals are good enough when so many draws are effective.
+HEAVY, GROWN, ENOUGH = 0.03, 0.2, 500.0
 MOST_COMPONENTS = 12
 # Of the proposal: heavy enough to cover shoulders, and thin enough for thirty dimensions.
 NU = 8.0
+# Least curvature in unconstrained latents, whose priors are about one wide: less is a shoulder, or no mode at all.
+FLAT = 0.3
 # Elements of the likelihood that are worked out at once, and in all: they bound the draws on many columns.
 AT_ONCE, IN_ALL = 500_000, 20_000_000
 MOST_DRAWS, FEWEST_DRAWS = 3000, 200
@@ -293,9 +295,9 @@ def _polish(target: _Target, mode: Tensor, curvature: Tensor) -> Tensor:
 
 
 def _positive(matrix: Tensor) -> Tensor:
-    """A symmetric matrix with no eigenvalue below a prior that is flat to the eye, so that it can be inverted."""
+    """A symmetric matrix with no eigenvalue below what is flat to the eye, so that it can be inverted."""
     value, vector = torch.linalg.eigh(matrix)
-    return (vector * value.clamp(min=0.05)) @ vector.T
+    return (vector * value.clamp(min=FLAT)) @ vector.T
 
 
 def _factor(covariance: Tensor) -> Tensor | None:
@@ -491,10 +493,10 @@ def _modes(target: _Target, below: Ladder | None, rng: np.random.Generator) -> l
     """The modes of most mass, from starts by expectation maximisation and from those with a level less."""
     values = target.columns.intensity.numpy()
     levels = target.levels
-    drawn = [_expectation(values, levels.count, rng) for _ in range(STARTS)]
+    drawn = [_expectation(values, levels.count, rng, even=k == 0) for k in range(STARTS)]
     drawn.sort(key=lambda found: -found[0])
     starts = [drawn[0][1:]]
-    starts += [other[1:] for one, other in pairwise(drawn) if one[0] - other[0] > 0.1][:1]
+    starts += [other[1:] for one, other in pairwise(drawn) if one[0] - other[0] > 0.1]
     if below is not None:
         starts += _one_more(below, len(values) * target.weight)
     found: list[_Mode] = []
@@ -503,6 +505,11 @@ def _modes(target: _Target, below: Ladder | None, rng: np.random.Generator) -> l
         # A mode found twice is one.
         if all(float((point - other.point).abs().max()) > 0.05 for other in found):
             found.append(_Mode.at(target, point))
+    # The mass of what is no maximum is anything.
+    steep = [
+        mode for mode in found if float(torch.linalg.eigvalsh(target.curvature(mode.point))[0]) > 0
+    ]
+    found = steep or found
     found.sort(key=lambda mode: -mode.mass)
     # What is left out has less than a hundredth of a thousandth of the first.
     return [mode for mode in found if mode.mass > found[0].mass - 12][:MOST_MODES]
@@ -536,10 +543,12 @@ def _one_more(below: Ladder, columns: float) -> list[tuple[np.ndarray, np.ndarra
 
 
 def _expectation(
-    values: np.ndarray, count: int, rng: np.random.Generator, rounds: int = 60
+    values: np.ndarray, count: int, rng: np.random.Generator, even: bool, rounds: int = 60
 ) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
-    """A mixture of Gaussians by expectation maximisation from levels drawn among the values."""
+    """A mixture of Gaussians by expectation maximisation, from levels drawn among the values or evenly apart."""
     level = np.sort(rng.choice(values, count, replace=False))
+    if even:
+        level = values.min() + np.ptp(values) * (np.arange(count) + 0.5) / count
     least = 1e-3 * values.std() + 1e-300
     spread, share = np.full(count, values.std() / count), np.full(count, 1 / count)
     total = 0.0
@@ -561,30 +570,38 @@ def _expectation(
 
 
 def _weigh(target: _Target, modes: list[_Mode], generator: torch.Generator) -> _Weighed:
-    """Draw around the modes and weigh; the proposal is taught by what it finds before it counts.
+    """Draw around the modes and weigh, then from a proposal that was taught by these, and so on.
 
-    Where one draw weighs much, the proposal has missed something: it gets a component there.
+    All draws count, each against the mean of all proposals, so that none is forgotten that knew a mode. Where one draw
+    weighs much, something was missed, and the next proposal gets a component there.
     """
     elements = len(target.columns.intensity) * target.levels.count
     count = int(np.clip(IN_ALL // elements, FEWEST_DRAWS, MOST_DRAWS))
-    proposal = _Proposal.around(modes)
     lessons = LESSONS if count == MOST_DRAWS else 2 * (count >= MOST_DRAWS // 8)
-    for lesson in range(lessons + 1):
-        flat = proposal.sample(count, generator)
-        log_weight = target.in_parts(flat) - torch.logsumexp(proposal.terms(flat), 0)
-        log_weight = torch.nan_to_num(log_weight, nan=-math.inf)
+    proposals = [_Proposal.around(modes)]
+    flat, value = (
+        torch.zeros(0, target.levels.dim, dtype=torch.float64),
+        torch.zeros(0, dtype=torch.float64),
+    )
+    while True:
+        fresh = proposals[-1].sample(count, generator)
+        flat, value = torch.cat([flat, fresh]), torch.cat([value, target.in_parts(fresh)])
+        density = [torch.logsumexp(each.terms(flat), 0) for each in proposals]
+        mean = torch.logsumexp(torch.stack(density), 0) - math.log(len(proposals))
+        log_weight = torch.nan_to_num(value - mean, nan=-math.inf)
         weight = torch.softmax(log_weight, 0)
         effective = 1 / float(weight.square().sum())
-        if effective > ENOUGH * count or lesson == lessons:
+        if effective > ENOUGH or len(proposals) > lessons:
             break
         heaviest = int(weight.argmax())
-        missed = flat[heaviest : heaviest + 1] if float(weight[heaviest]) > HEAVY else None
-        proposal = proposal.taught(flat, log_weight)
-        if missed is not None:
-            proposal = proposal.grown(target, missed)
-    evidence = float(torch.logsumexp(log_weight, 0)) - math.log(count)
-    se = math.sqrt(max(1 / effective - 1 / count, 0.0))
-    return _Weighed(target.levels, flat, log_weight, evidence, se, effective / count)
+        taught = proposals[-1].taught(flat, log_weight)
+        if float(weight[heaviest]) > HEAVY:
+            taught = taught.grown(target, flat[heaviest : heaviest + 1])
+        proposals.append(taught)
+    total = len(flat)
+    evidence = float(torch.logsumexp(log_weight, 0)) - math.log(total)
+    se = math.sqrt(max(1 / effective - 1 / total, 0.0))
+    return _Weighed(target.levels, flat, log_weight, evidence, se, effective)
 
 
 def _together(
@@ -618,7 +635,7 @@ def _together(
         "levels_probability": json.dumps(
             {str(k): round(float(p), 6) for k, p in zip(counts, probability, strict=True)}
         ),
-        "effective_share": min(each.effective for each in weighed.values()),
+        "effective_draws": min(each.effective for each in weighed.values()),
     }
     return values, float(torch.logsumexp(joint, 0)), se, attrs
 

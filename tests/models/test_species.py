@@ -58,6 +58,7 @@ def test_the_number_of_levels_is_that_of_the_truth(levels, shares):
     assert max(chances(run), key=chances(run).get) == len(levels)
 
 
+@pytest.mark.slow
 def test_levels_are_told_apart_on_a_background_as_steep_as_they_are_far_apart():
     data = columns([1.0, 1.5], [0.5, 0.5], 0.06, slope=0.6)
     run = quick(
@@ -89,6 +90,7 @@ def test_the_evidence_is_that_of_a_sampler_on_the_same_story():
         assert (np.abs(apart) < 0.8 * two.std((0, 1))).all(), name
 
 
+@pytest.mark.slow
 def test_columns_of_mos2_are_named_by_their_material():
     data = simulate("tmd", seed=1, gives="atoms", tungsten=0.05, field=5.0)
     run = quick(data, "MoS2")
@@ -109,6 +111,7 @@ def test_one_sublattice_alone_is_weighed_where_that_is_asked_for():
         brightness(data.drop_vars("intensity"), {})
 
 
+@pytest.mark.slow
 def test_species_stand_on_a_lattice_that_other_models_read():
     data = columns([1.0, 1.6], [0.6, 0.4], 0.05)
     vacant = data.isel(atom=np.delete(np.arange(data.sizes["atom"]), 14 * 7 + 7))
