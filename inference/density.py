@@ -261,6 +261,8 @@ class Density:
     ) -> None:
         self.fuse = fuse
         self.model, self.data, self.device = model, data, usable(device)
+        if model.processor and self.device != "cpu":
+            raise ModelError(f"{model.name} is worked out on the processor: leave the device out")
         self.prior = lift(prior).in_double(device)
         self.view = View(data, device)
         self.unit = model.unit if set(model.unit) <= set(self.view.sizes) else self._unit_here()

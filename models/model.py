@@ -346,6 +346,7 @@ class Model:
     labels: Mapping[str, Labels] = field(default_factory=dict)
     derive: Derive | None = None
     enough: int | None = None
+    processor: bool = False
     module: str = ""
 
     @cached_property
@@ -573,6 +574,7 @@ def model(
     labels: Mapping[str, Labels] | None = None,
     derive: Derive | None = None,
     enough: int | None = None,
+    processor: bool = False,
     family: str | None = None,
 ) -> Callable[[Any], Model]:
     """Register a model: a function `story(data, prior)`, or a class with `model` and `guide`.
@@ -597,6 +599,7 @@ def model(
         labels: names of the classes of a local discrete latent, or a function of the view that gives them.
         derive: what follows from the draws for every unit, `(view, prior, values) -> dataset`.
         enough: with more units, the global parameters are learnt from so many of them, and classes told for all.
+        processor: whether the story can be told on the processor alone; so it is with all that prepare their data.
         family: hall it stands in; by default the package's folder.
     """
     seen = _known_kind(prepare[0] if prepare else kind)
@@ -643,6 +646,7 @@ def model(
             labels=labels or {},
             derive=derive,
             enough=enough,
+            processor=processor or prepare is not None,
             module=module,
         )
         _CATALOGUE[name] = made

@@ -12,7 +12,8 @@ from atomzoo.inference.lifting import lift
 from atomzoo.models.model import View, models
 from atomzoo.models.priors import ModelError
 
-STORIES = [m for m in models() if m.story.__module__.startswith("atomzoo.models.")]
+OWN = [m for m in models() if m.story.__module__.startswith("atomzoo.models.")]
+STORIES = [m for m in OWN if not m.processor]
 
 
 @pytest.mark.parametrize("story", STORIES, ids=lambda model: model.name)
@@ -33,6 +34,13 @@ def test_all_that_a_story_makes_is_on_its_device(monkeypatch, story):
     assert priors.keys() == {site.name for site in density.sites}
     assert pointwise.shape == (3, *density.unit_shape)
     assert {device.type for device in came_home} == {"meta"}
+
+
+@pytest.mark.parametrize("story", [m for m in OWN if m.processor], ids=lambda model: model.name)
+def test_a_story_of_the_processor_alone_says_so(monkeypatch, story):
+    monkeypatch.setattr(module, "usable", lambda device: device)
+    with pytest.raises(ModelError, match="is worked out on the processor"):
+        make_density(story, story.design(), device="cuda")
 
 
 def test_a_run_says_where_it_was_worked_out():
