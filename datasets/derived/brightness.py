@@ -19,8 +19,9 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
-from ..kinds import DataError, Kind, add_kind, dataset, validate
+from ..kinds import DataError, Kind, add_kind, dataset
 from ..lattices import find_lattice
+from ..planar import with_what_rides
 
 __all__ = ["brightness"]
 
@@ -95,9 +96,4 @@ def brightness(data: xr.Dataset, settings: Mapping[str, float]) -> xr.Dataset:
         units=units,
         attrs={"left_out": len(position) - len(kept), "left_out_why": why, "sublattice": chosen},
     )
-    ride = {
-        str(name): array.isel(atom=kept)
-        for name, array in data.data_vars.items()
-        if str(name).startswith(("true_", "aux_")) and array.dims[:1] == ("atom",)
-    }
-    return validate(made.assign(ride))
+    return with_what_rides(made, data, kept)

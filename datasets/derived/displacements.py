@@ -39,6 +39,7 @@ import numpy as np
 import xarray as xr
 
 from ..kinds import DataError, Kind, add_kind, dataset, validate
+from ..planar import planar, with_what_rides
 from .shells import coordination, inside, nearest
 
 __all__ = ["displacements", "two_sublattices"]
@@ -98,11 +99,7 @@ def displacements(data: xr.Dataset, settings: Mapping[str, float]) -> xr.Dataset
     Returns:
         Data of kind `displacements`. `atom` is the index in `data`; `attrs["left_out"]` counts what is not there.
     """
-    position = data["position"].values.astype(float)
-    if position.shape[1] != 2:
-        raise DataError(
-            f"displacements: atoms must lie in a plane, these have {position.shape[1]} axes"
-        )
+    position = planar(data, "displacements")
     if len(position) < FEWEST + 2:
         raise DataError(f"displacements: {len(position)} atoms have no shells; take a larger field")
     kinds, centre = _centres(data, position, settings)
@@ -305,12 +302,8 @@ def _dataset(
             **{n: data.attrs[n] for n in ("species_names",) if n in data.attrs},
         },
     )
-    ride = {
-        str(n): v.isel(atom=atoms)
-        for n, v in data.data_vars.items()
-        if str(n).startswith(("true_", "aux_")) and v.dims[:1] == ("atom",)
-    }
-    return validate(made.assign({**ride, "aux_sign": (("atom",), sign)}))
+    found = with_what_rides(made, data, atoms)
+    return validate(found.assign(aux_sign=(("atom",), sign)))
 
 
 def _errors(

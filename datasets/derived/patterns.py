@@ -30,7 +30,8 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
-from ..kinds import DataError, Kind, add_kind, dataset, validate
+from ..kinds import DataError, Kind, add_kind, dataset
+from ..planar import planar, variances, with_what_rides
 from .shells import inside
 
 __all__ = ["filled", "patterns"]
@@ -105,9 +106,7 @@ def patterns(data: xr.Dataset, settings: Mapping[str, float]) -> xr.Dataset:
     """
     from scipy.spatial import cKDTree
 
-    position = data["position"].values.astype(float)
-    if position.shape[1] != 2:
-        raise DataError(f"patterns: atoms must lie in a plane, these have {position.shape[1]} axes")
+    position = planar(data, "patterns")
     if len(position) < 3:
         raise DataError(f"patterns: {len(position)} atoms are too few to have neighbours")
     tree = cKDTree(position)
@@ -170,10 +169,7 @@ def _dataset(
     if settings.get("brightness", 0) and "intensity" in data:
         features.append(_log_ratio(data["intensity"].values, kept, which)[..., None])
         names.append("brightness")
-    variance = np.zeros(len(position))
-    if "covariance" in data:
-        # The mean of the two eigenvalues; the covariance of an atom is nearly round.
-        variance = np.trace(data["covariance"].values, axis1=1, axis2=2) / 2
+    variance = variances(data)
     left_out = len(position) - len(kept)
     made = dataset(
         "patterns",
@@ -202,12 +198,7 @@ def _dataset(
             "neighbours.",
         },
     )
-    ride = {
-        str(n): v.isel(atom=kept)
-        for n, v in data.data_vars.items()
-        if str(n).startswith(("true_", "aux_")) and v.dims[:1] == ("atom",)
-    }
-    return validate(made.assign(ride))
+    return with_what_rides(made, data, kept)
 
 
 def _log_ratio(intensity: np.ndarray, kept: np.ndarray, which: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ import numpy as np
 import xarray as xr
 
 from ..kinds import DataError, Kind, add_kind, dataset, validate
+from ..planar import planar, variances, with_what_rides
 
 __all__ = ["coordination", "inside", "nearest", "shells", "sublattices"]
 
@@ -99,9 +100,7 @@ def shells(data: xr.Dataset, settings: Mapping[str, float]) -> xr.Dataset:
         Data of kind `shells`. `atom` is the index in `data`, `attrs["left_out"]` the number of atoms that are not
         there, and `attrs["left_out_why"]` says why.
     """
-    position = data["position"].values.astype(float)
-    if position.shape[1] != 2:
-        raise DataError(f"shells: atoms must lie in a plane, these have {position.shape[1]} axes")
+    position = planar(data, "shells")
     like = bool(settings.get("like", 1))
     kinds = None if like else sublattices(data)
     first = _count(settings, "first") or coordination(position, kinds)
@@ -302,10 +301,7 @@ def _dataset(
 ) -> xr.Dataset:
     position = data["position"].values.astype(float)
     second = slots.shape[1] - first
-    variance = np.zeros(len(position))
-    if "covariance" in data:
-        # The mean of the two eigenvalues; the covariance of an atom is nearly round.
-        variance = np.trace(data["covariance"].values, axis1=1, axis2=2) / 2
+    variance = variances(data)
     turns = [np.arange(first) / first, (np.arange(second) + offset) / max(second, 1)]
     carried = {name: data[name].values[atoms] for name in ("species", "intensity") if name in data}
     made = dataset(
@@ -336,9 +332,4 @@ def _dataset(
             "bottom": float(position[:, 1].max()),
         },
     )
-    ride = {
-        str(n): v.isel(atom=atoms)
-        for n, v in data.data_vars.items()
-        if str(n).startswith(("true_", "aux_")) and v.dims[:1] == ("atom",)
-    }
-    return validate(made.assign(ride))
+    return with_what_rides(made, data, atoms)
