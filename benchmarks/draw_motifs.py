@@ -132,7 +132,7 @@ def silicon(bonds_of_it: int) -> tuple[Atoms, int, np.ndarray]:
 
 
 def graphene() -> Iterator[Row]:
-    """Bulk, defects of rings, a vacancy's shells, edges, silicon."""
+    """Bulk, defects of rings, a vacancy's shells, edges, silicon and what is near it."""
     reach = REACH * BOND
     position, _, _ = sheet(lattice())
     centre = nearest(position, np.zeros(2))
@@ -155,6 +155,23 @@ def graphene() -> Iterator[Row]:
     for count in (3, 4):
         atoms, _, around = silicon(count)
         yield from rows("next to silicon", count - 2, atoms, around[0], reach, EDGE)
+    yield from near_silicon(reach)
+
+
+def near_silicon(reach: float) -> Iterator[Row]:
+    """The atoms within the first three shells of silicon that are not bonded to it: each has lost or moved neighbours."""
+    variant = 0
+    for count in (3, 4):
+        atoms, site, around = silicon(count)
+        away = np.linalg.norm(atoms.position - atoms.position[site], axis=1)
+        bonded = [site, *(nearest(atoms.position, place) for place in around)]
+        seen: list[float] = []
+        for atom in np.argsort(away, kind="stable"):
+            new = not any(abs(away[atom] - other) < 1e-3 for other in seen)
+            if atom not in bonded and away[atom] < 2.5 * BOND and new:
+                seen.append(float(away[atom]))
+                variant += 1
+                yield from rows("near silicon", variant, atoms, atoms.position[atom], reach, EDGE)
 
 
 def of_rings(position: np.ndarray, sides: np.ndarray, reach: float) -> Iterator[Row]:

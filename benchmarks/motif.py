@@ -35,6 +35,7 @@ BULK = (
     "third from a vacancy",
     "behind an edge",
     "next to silicon",
+    "near silicon",
 )
 
 

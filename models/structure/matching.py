@@ -70,11 +70,14 @@ ANGLES, DISTINCT = np.arange(60) * (2 * math.pi / 60), 0.25
 WAYS, WAYS_OF_FEW, FEW = 2, 4, 6
 # A map reaches so far, in radii.
 REACH = 1.25
-# Cells of a map along each axis.
+# Cells of a map along each axis; and, where patterns are turned, rings and directions, a few of them to a step. What is
+# lost in these is small against how far candidates may be below the best.
 CELLS = 160
+RINGS, DIRECTIONS = 48, 180
 # A scale or distortion farther from one is not believed when candidates are looked for, nor that of few patterns.
 MOST_DISTORTED, ENOUGH = 0.25, 30
-CHUNK = 1024
+# Atoms and templates that are worked on together.
+CHUNK, TEMPLATES = 1024, 16
 # Of what counts as nothing: a number that single precision holds too, which compiled constants may have.
 TINY, NOTHING, FAR_AWAY = 1e-30, -1e5, 1e6
 # What is known of a term, in this order: sums of squares and products, what does not change, points that were seen,
@@ -306,27 +309,30 @@ def _candidates(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Which templates at which angles may explain which atoms, and about what they are worth.
 
-    Patterns are turned in steps, and a map of each template says what a neighbour is worth that lies here or there.
+    A map of each template says what a neighbour is worth that lies here or there, for every step that it may be turned
+    by; a pattern is worth the sum over its neighbours.
     """
     variance = (COARSE * layout.distance.min()) ** 2
-    reach = REACH * layout.radius
-    maps = _Maps.of(layout, variance, _worth(variance, seen.density), reach)
-    found = []
-    for start in range(0, len(seen.way), CHUNK):
-        way = seen.way[start : start + CHUNK].astype(np.complex64).T
-        there = seen.there[start : start + CHUNK].T
-        turned = way * np.exp(-1j * ANGLES).astype(np.complex64)[:, None, None]
-        place = _cell(turned.real, turned.imag, reach)
-        place[:, ~there] = CELLS * CELLS
-        scores, angles, which = [], [], []
-        for template in range(len(layout.motif)):
-            s, a = _few_best(maps, template, place)
-            scores.append(s)
-            angles.append(a)
-            which += [template] * len(s)
-        found.append(_best(start, np.concatenate(scores), np.concatenate(angles), np.array(which)))
-    parts = [np.concatenate(part) for part in zip(*found, strict=True)]
-    return parts[0], parts[1], parts[2], parts[3]
+    maps = _Maps.of(layout, variance, _worth(variance, seen.density))
+    place = torch.as_tensor(np.where(seen.there, _bin(seen.way, layout), RINGS * DIRECTIONS))
+    scores, angles, which = [], [], []
+    for start in range(0, len(layout.motif), TEMPLATES):
+        some = np.arange(start, min(start + TEMPLATES, len(layout.motif)))
+        turned = maps.turned(some)
+        parts = [_few_best(maps, some, turned, part) for part in place.split(CHUNK)]
+        scores.append(np.concatenate([score for score, _ in parts]))
+        angles.append(np.concatenate([angle for _, angle in parts]))
+        which += [t for way in range(int(maps.kept[some].max())) for t in some]
+    return _best(np.concatenate(scores, 1), np.concatenate(angles, 1), np.array(which))
+
+
+def _bin(way: np.ndarray, layout: Layout) -> np.ndarray:
+    """Bin of a polar map that a place lies in."""
+    ring = np.minimum(np.abs(way) * (RINGS / (REACH * layout.radius)), RINGS - 1).astype(np.int64)
+    turn = np.angle(way) / (2 * math.pi) % 1.0
+    return np.asarray(
+        ring * DIRECTIONS + np.minimum(turn * DIRECTIONS, DIRECTIONS - 1).astype(np.int64)
+    )
 
 
 def _cell(x: np.ndarray, y: np.ndarray, reach: float) -> np.ndarray:
@@ -343,7 +349,7 @@ class _Maps:
     """Maps of the templates.
 
     Attributes:
-        worth: of a neighbour in each cell, (template, cell); the last cell is for those that are not there.
+        worth: of a neighbour in each bin, (template, ring, direction).
         nothing: what each template is worth without neighbours.
         fold: order of its rotations.
         kept: angles that are kept: brightness may tell apart what places do not.
@@ -355,54 +361,70 @@ class _Maps:
     kept: np.ndarray
 
     @classmethod
-    def of(cls, layout: Layout, variance: float, worth: float, reach: float) -> _Maps:
+    def of(cls, layout: Layout, variance: float, worth: float) -> _Maps:
         """Maps of the points that are in the disc."""
-        line = ((np.arange(CELLS) + 0.5) / CELLS * 2 - 1) * reach
-        grid = (line + 1j * line[:, None]).ravel()
-        maps = np.zeros((len(layout.motif), len(grid) + 1), np.float32)
-        count = np.zeros(len(layout.motif))
-        for template, points in enumerate(layout.complex):
-            square = np.full(len(grid), np.inf)
-            for point in points[layout.distance[template] < layout.radius]:
-                away = grid - point
-                np.minimum(square, away.real**2 + away.imag**2, out=square)
-                count[template] += 1
-            maps[template, :-1] = np.maximum(worth - square / (4 * variance), 0.0)
+        ring = (np.arange(RINGS) + 0.5) / RINGS * REACH * layout.radius
+        turn = (np.arange(DIRECTIONS) + 0.5) / DIRECTIONS * 2 * math.pi
+        grid = ring[:, None] * np.exp(1j * turn)
+        inside = layout.distance < layout.radius
+        square = np.full((len(layout.motif), *grid.shape), np.inf)
+        for point, seen in zip(layout.complex.T, inside.T, strict=True):
+            away = grid - point[:, None, None]
+            far = np.where(seen[:, None, None], away.real**2 + away.imag**2, np.inf)
+            np.minimum(square, far, out=square)
+        count = inside.sum(1)
         # A template of few points, some of them unseen, may lie in many ways.
         ways = np.where(count <= FEW, WAYS_OF_FEW // layout.symmetry, WAYS)
         alike = layout.shape_symmetry // layout.symmetry
-        nothing = count * math.log(1 - SEEN) + layout.share
-        return cls(maps, nothing, layout.symmetry, np.maximum(np.maximum(ways, alike), 1))
+        return cls(
+            np.maximum(worth - square / (4 * variance), 0.0).astype(np.float32),
+            count * math.log(1 - SEEN) + layout.share,
+            layout.symmetry,
+            np.maximum(np.maximum(ways, alike), 1),
+        )
+
+    def turned(self, some: np.ndarray) -> Tensor:
+        """Maps of some templates turned by every angle, (bin, template × angle); the last bin is for none."""
+        step = DIRECTIONS // len(ANGLES) * np.arange(len(ANGLES))
+        place = (np.arange(DIRECTIONS)[:, None] - step) % DIRECTIONS
+        every = self.worth[some][:, :, place].transpose(1, 2, 0, 3)
+        flat = every.reshape(RINGS * DIRECTIONS, -1)
+        return torch.as_tensor(np.concatenate([flat, np.zeros_like(flat[:1])]))
 
 
-def _few_best(maps: _Maps, template: int, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The best angles of a template on each pattern and what they are worth, (angle, atom)."""
-    fold = int(maps.fold[template])
-    steps = -(-len(ANGLES) // fold)
-    score = maps.worth[template][place[:steps]].sum(1) + np.float32(maps.nothing[template])
-    apart = np.abs(np.arange(steps)[:, None] - np.arange(steps))
-    near = np.minimum(apart, steps - apart) * (ANGLES[1] - ANGLES[0]) < DISTINCT
+def _few_best(
+    maps: _Maps, some: np.ndarray, turned: Tensor, place: Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best angles of some templates on each pattern and what they are worth, (atom, way × template)."""
+    steps = -(-len(ANGLES) // maps.fold[some])[:, None]
+    angle = np.arange(len(ANGLES))
+    apart = np.abs(angle[:, None] - angle)
+    near = np.minimum(apart, steps[:, :, None] - apart) * ANGLES[1] < DISTINCT
+    start = np.where(angle < steps, maps.nothing[some, None], -np.inf)
+    score = torch.nn.functional.embedding_bag(place, turned, mode="sum")
+    score = score.reshape(len(place), len(some), -1) + torch.as_tensor(start, dtype=score.dtype)
+    close, rows = torch.as_tensor(near), torch.arange(len(some))
     tops, bests = [], []
-    for _ in range(maps.kept[template]):
-        first = score.argmax(0)
-        tops.append(np.take_along_axis(score, first[None], 0)[0])
-        bests.append(ANGLES[first])
-        score[near[:, first]] = -np.inf
-    return np.stack(tops), np.stack(bests)
+    for way in range(int(maps.kept[some].max())):
+        top, best = score.max(2)
+        few = torch.as_tensor(maps.kept[some] <= way)
+        tops.append(top.masked_fill(few, -torch.inf))
+        bests.append(best)
+        score.masked_fill_(close[rows, best], -torch.inf)
+    return torch.cat(tops, 1).numpy(), ANGLES[torch.cat(bests, 1).numpy()]
 
 
 def _best(
-    start: int, score: np.ndarray, angle: np.ndarray, template: np.ndarray
+    score: np.ndarray, angle: np.ndarray, template: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The best candidates of each pattern, in rows."""
-    score = np.ascontiguousarray(score.T)
     most = min(CANDIDATES, score.shape[1])
     order = np.argpartition(-score, most - 1, axis=1)[:, :most]
     top = np.take_along_axis(score, order, 1)
     kept = (top > top.max(1, keepdims=True) - FAR) & np.isfinite(top)
     atom, place = np.nonzero(kept)
     row = order[atom, place]
-    return start + atom, template[row], angle[row, atom].astype(float), top[atom, place]
+    return atom, template[row], angle[atom, row], top[atom, place]
 
 
 def _nearest(
