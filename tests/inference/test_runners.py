@@ -135,7 +135,7 @@ def test_unknown_runners_and_options_are_refused_with_what_there_is():
         fit(toys.toy_normal, toys.some_numbers(), runner="laplace", steps=3)
     with pytest.raises(RunError, match="guide"):
         fit(toys.toy_normal, toys.some_numbers(), runner="svi", guide="magic")
-    assert set(RUNNERS) == {"laplace", "ensemble", "nuts", "smc", "exact", "svi"}
+    assert set(RUNNERS) == {"laplace", "ensemble", "nuts", "smc", "exact", "svi", "closed"}
 
 
 def test_without_a_preference_the_ensemble_is_used():

@@ -24,6 +24,7 @@ SLOW_PAIRS = {(runner, name) for runner in ("ensemble", "smc") for name in FUNNE
 # What a runner is made for; it refuses anything else before it starts.
 MADE_FOR = {
     "exact": lambda density: density.dim <= 3,
+    "closed": lambda density: density.model.posterior is not None,
 }
 FUNNEL = "no step size suits both the neck and the mouth of a funnel: trajectories diverge"
 FLOW = "the tails of one flow in ten are too thin"
