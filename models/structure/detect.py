@@ -345,37 +345,52 @@ class _Search:
 
     def run(self, x: Tensor, y: Tensor, intensity: Tensor) -> Found:
         """All rounds."""
-        peaks = self.start.join(x, y, intensity)
+        peaks = self._first(self.start.join(x, y, intensity))
+        new = torch.zeros(len(peaks), dtype=torch.bool)
+        before: Fitted | None = None
         for rounds in range(1, MOST_ROUNDS + 1):
-            if rounds == 1:
-                peaks = self._first(peaks)
-            fitted = self._fit(peaks, 3, 0.1)
-            peaks = self._merged(fitted.peaks)
-            if len(peaks) < len(fitted.peaks):
-                fitted = self._fit(peaks, 2, 0.1)
-                peaks = fitted.peaks
-            changed = [self._level_noise(fitted), self._allow_for_misfit(fitted)]
-            if any(changed):
-                fitted = self._fit(peaks, 3, 0.1)
-                peaks = fitted.peaks
+            fitted, new, changed = self._settled(peaks, new)
+            peaks = fitted.peaks
             covariance = covariances(self.frame, fitted.system)
             self.population = Population.learn(peaks, covariance, self.area)
             odds = self.population.log_odds(peaks.intensity, covariance)
             keep = self._keep(peaks, odds)
             self._reject(peaks, odds, ~keep)
-            *extra, z = self._residual(fitted)
-            # Either may explain what is left: closer knots, or more peaks. What gains more for each parameter is tried
-            # first, lest the background hide columns not yet found, or peaks pile up on dirt.
-            if self._refine_background(fitted, float(z.square().mean()) / 3 if len(z) else 0.0):
-                peaks = self._restarted(peaks.take(keep))
-                continue
-            if bool(keep.all()) and not len(z):
+            if before is not None and not changed and _only(keep, ~new, len(before.peaks)):
+                # All that were tried are gone again and nothing else has changed: the fit is the one before them, and
+                # what that left to try has been tried.
+                fitted, peaks, left = before, before.peaks, False
+            else:
+                *extra, z = self._residual(fitted)
+                # Either may explain what is left: closer knots, or more peaks. What gains more for each parameter is
+                # tried first, lest the background hide columns not yet found, or peaks pile up on dirt.
+                if self._refine_background(fitted, float(z.square().mean()) / 3 if len(z) else 0.0):
+                    peaks, before = self._restarted(peaks.take(keep)), None
+                    new = torch.zeros(len(peaks), dtype=torch.bool)
+                    continue
+                left = bool(len(z)) or not bool(keep.all())
+            if not left:
                 if not self._share_noise(fitted):
                     break
+                before, new = None, torch.zeros(len(peaks), dtype=torch.bool)
                 continue
             self.proposed.append(torch.stack(extra[:2], 1).numpy())
+            before = fitted if bool(keep.all()) else None
             peaks = peaks.take(keep).join(*extra)
+            new = torch.arange(len(peaks)) >= int(keep.sum())
         return self._finish(peaks, rounds)
+
+    def _settled(self, peaks: Peaks, new: Tensor) -> tuple[Fitted, Tensor, bool]:
+        """The fit of the peaks, which of them are new, and whether the law of the noise is another now."""
+        fitted = self._fit(peaks, 3, 0.1)
+        apart = self._apart(fitted.peaks)
+        if not bool(apart.all()):
+            new = new[apart]
+            fitted = self._fit(fitted.peaks.take(apart), 2, 0.1)
+        changed = [self._level_noise(fitted), self._allow_for_misfit(fitted)]
+        if any(changed):
+            fitted = self._fit(fitted.peaks, 3, 0.1)
+        return fitted, new, any(changed)
 
     def _first(self, peaks: Peaks) -> Peaks:
         """A first fit, weighed by the smoothed image: a mean that is far off would weigh the pixels wrongly."""
@@ -481,17 +496,14 @@ class _Search:
         coefs = torch.full((rows, cols), float(peaks.coefs.median()), dtype=torch.float64)
         return replace(peaks, coefs=coefs)
 
-    def _merged(self, peaks: Peaks) -> Peaks:
-        """Without the weaker of any two that ended at one place."""
-        pairs = neighbours(peaks.x, peaks.y, MERGED * peaks.width)
-        if not len(pairs):
-            return peaks
-        weaker = torch.where(
-            peaks.intensity[pairs[:, 0]] < peaks.intensity[pairs[:, 1]], pairs[:, 0], pairs[:, 1]
-        )
+    def _apart(self, peaks: Peaks) -> Tensor:
+        """All but the weaker of any two that ended at one place."""
         keep = torch.ones(len(peaks), dtype=torch.bool)
-        keep[weaker] = False
-        return peaks.take(keep)
+        pairs = neighbours(peaks.x, peaks.y, MERGED * peaks.width)
+        if len(pairs):
+            a, b = pairs.T
+            keep[torch.where(peaks.intensity[a] < peaks.intensity[b], a, b)] = False
+        return keep
 
     def _keep(self, peaks: Peaks, odds: Tensor) -> Tensor:
         """Peaks to keep: of doubtful ones that share a place only the most doubtful goes at a time."""
@@ -580,6 +592,11 @@ class _Search:
         self.level += 1
         self.frame = Frame(self.image, self.frame.noise, finer, self.frame.excess)
         return True
+
+
+def _only(keep: Tensor, old: Tensor, count: int) -> bool:
+    """Whether all the old ones are kept, which were so many, and no other."""
+    return torch.equal(keep, old) and int(old.sum()) == count
 
 
 def _at_place(covariance: Tensor) -> Tensor:

@@ -43,6 +43,8 @@ __all__ = [
 
 # Windows worked on at a time: with 19² pixels each an array is 24 MB.
 CHUNK = 8192
+# Pixels worked on at a time where many steps follow on each.
+IN_CACHE = 1 << 15
 # Widths from a peak to the edge of the window in which its gradient is summed. Where peaks stand on a faint background
 # the weights around them are a hundred times those on top; at 5 widths 4e-6 of the peak is left.
 SIGHT = 5.0
@@ -62,6 +64,8 @@ ATTEMPTS = 9
 # Share of its own curvature by which a peak is held back at first where its step has failed, and by how much more each
 # time, and by how much less where it has not; and of a place that is at its bound.
 HELD, HARDER, EASED, FIXED = 0.1, 10.0, 5.0, 1e6
+# Errors below which the cost is a parabola for every peak and its minimum is not missed: such a step is not judged.
+SHORT = 0.3
 # Widths around a peak in which its step is judged, and a rise of the cost, in logarithms of the likelihood, that is
 # none: the ends of the windows cost as much.
 HEARD, TOLD_APART = 3.0, 1e-3
@@ -303,8 +307,18 @@ class Frame:
     def cost(self, mean: Tensor) -> Tensor:
         """Minus the logarithm of the likelihood of each pixel, whose slope is the weighed residual."""
         if self.fixed is not None:
-            return 0.5 * self.fixed * (self.image - mean).square()
-        return self.noise.deviance(self.image, mean, self.excess)
+            return (self.image - mean).square_().mul_(self.fixed).mul_(0.5)
+        found = torch.empty_like(mean)
+        for rows in self._rows():
+            excess = None if self.excess is None else self.excess[rows]
+            found[rows] = self.noise.deviance(self.image[rows], mean[rows], excess)
+        return found
+
+    def _rows(self) -> Iterator[slice]:
+        """Rows at a time, few enough that what is worked out of them stays in the processor's cache."""
+        height = max(1, IN_CACHE // self.nx)
+        for first in range(0, self.ny, height):
+            yield slice(first, first + height)
 
     def under(self, peaks: Peaks) -> tuple[np.ndarray, Tensor, Tensor]:
         """The sixteen splines that each peak stands on: their numbers, (peak, 16), and as polynomials about the peak.
@@ -843,7 +857,7 @@ def fit_peaks(
     # Peaks whose steps have failed are held back by so much of their own curvature.
     held = torch.zeros(len(start), dtype=torch.float64)
     last = torch.zeros(len(start), 3, dtype=torch.float64)
-    here = _tried(frame, start, pull)
+    here = _Tried(frame, pull, start)
     system = normal_equations(frame, start, pull, signal=here.signal)
     old, since = False, 0.0
     while moved >= close and steps < most:
@@ -873,21 +887,38 @@ def fit_peaks(
     return Fitted(here.peaks, system, steps, moved)
 
 
-class _Tried(NamedTuple):
-    """Peaks, their sum, and what they cost: by pixel, by peak and the rest."""
+@dataclass(frozen=True)
+class _Tried:
+    """Peaks that were tried, their sum, and what they cost."""
 
+    frame: Frame
+    pull: Pull | None
     peaks: Peaks
-    signal: Tensor
-    pixels: Tensor
-    each: Tensor
-    rest: float
 
+    @cached_property
+    def signal(self) -> Tensor:
+        """The sum of the peaks."""
+        return self.frame.signal(self.peaks)
 
-def _tried(frame: Frame, peaks: Peaks, pull: Pull | None) -> _Tried:
-    signal = frame.signal(peaks)
-    pixels = frame.cost(frame.background(peaks.coefs) + signal)
-    each, rest = pull.cost(peaks) if pull is not None else (torch.zeros_like(peaks.x), 0.0)
-    return _Tried(peaks, signal, pixels, each, rest)
+    @cached_property
+    def pixels(self) -> Tensor:
+        """What each pixel costs."""
+        return self.frame.cost(self.frame.background(self.peaks.coefs).add_(self.signal))
+
+    @cached_property
+    def prior(self) -> tuple[Tensor, float]:
+        """What the prior makes of each peak and of the rest."""
+        if self.pull is None:
+            return torch.zeros_like(self.peaks.x), 0.0
+        return self.pull.cost(self.peaks)
+
+    def above(self, other: _Tried) -> tuple[float, Tensor]:
+        """By how much these cost more than others, in all and around each of the others."""
+        rise = self.pixels - other.pixels
+        (each, rest), (each_of_other, rest_of_other) = self.prior, other.prior
+        more = each - each_of_other
+        total = float(rise.sum() + more.sum()) + rest - rest_of_other
+        return total, _around_peaks(rise, other.peaks) + more
 
 
 def _better(
@@ -908,17 +939,15 @@ def _better(
         step, wider, ground = _step(frame, system, fit_width, longest, held)
         if bool(step.isfinite().all() and ground.isfinite().all()) and math.isfinite(wider):
             placed, step = _placed(frame, system.peaks, part * step, part * wider, part * ground)
-            there = _tried(frame, placed, pull)
-            rise = there.pixels - here.pixels
-            total = float(rise.sum() + (there.each - here.each).sum()) + there.rest - here.rest
+            there = _Tried(frame, pull, placed)
+            if not bool(held.any()) and _largest(step, system) < SHORT:
+                return there, step, _most(step, system), held
+            total, local = there.above(here)
             if total <= TOLD_APART:
-                local = _around_peaks(rise, here.peaks) + there.each - here.each
                 calm = torch.where(local > TOLD_APART, held, held / EASED)
                 held = torch.where(calm < HELD / 10, 0.0, calm)
                 return there, step, _most(step, system), held
-            local = _around_peaks(rise, here.peaks) + there.each - here.each
-            bad = ~(local <= 0)
-            held = torch.where(bad, (held * HARDER).clamp(min=HELD), held)
+            held = torch.where(local <= 0, held, (held * HARDER).clamp(min=HELD))
         if attempt >= ATTEMPTS // 3:
             part /= 4
     return None, torch.zeros(len(held), 3, dtype=torch.float64), 0.0, held
