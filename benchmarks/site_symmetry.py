@@ -36,8 +36,6 @@ from atomzoo.models.structure.site_symmetry import told as told_of
 MODEL = "site_symmetry"
 LEVELS = (0.001, 0.002, 0.005, 0.010, 0.020)
 BINS = 15
-# Fewer proposals than by default: what is asked for is the mean, not the tails.
-QUICK = {"proposals": 1000, "starts": 4, "refits": 3, "draws": 100}
 MATERIALS = {
     "graphene": ("graphene", {}),
     "MoS2": ("tmd", {"tungsten": 0.0}),
@@ -83,7 +81,7 @@ def calibration(prior: str, datasets: int, atoms: int, levels: Iterable[float]) 
         likeliest, every, started = [], [], time.perf_counter()
         for seed in range(datasets):
             data = model.simulate(blank(prior, atoms, seed), prior=prior, seed=seed, noise=noise)
-            run = fit(model, data, prior=prior, seed=seed, lean=True, predictive=0, **QUICK)
+            run = fit(model, data, prior=prior, seed=seed, lean=True, predictive=0)
             told = run["classes"].to_dataset()["group"].values
             truth = data["true_group"].values.astype(int)
             hit = np.arange(told.shape[1]) == truth[:, None]
@@ -167,7 +165,7 @@ def whole(atoms: int) -> None:
     for prior in ("vague", "graphene"):
         data = model.simulate(blank(prior, atoms, 0), prior=prior, seed=0, noise=0.005)
         started, used = time.perf_counter(), time.process_time()
-        fit(model, data, prior=prior, lean=True, predictive=0, **QUICK)
+        fit(model, data, prior=prior, lean=True, predictive=0)
         row(
             prior,
             f"{atoms:,}",
@@ -195,7 +193,7 @@ def scenes(materials: Iterable[str], shears: Iterable[float], precision: float) 
             data = simulate(
                 scene, gives="atoms", seed=1, shear=shear, precision=precision, field=8.0, **given
             )
-            run = fit(MODEL, data, prior=name, lean=True, predictive=0, **QUICK)
+            run = fit(MODEL, data, prior=name, lean=True, predictive=0)
             classes, derived = run["classes"].to_dataset(), run["derived"].to_dataset()
             share = classes["group"].mean("atom")
             most = share.sortby(share, ascending=False)[:3]
@@ -222,7 +220,7 @@ def agreement(prior: str, atoms: int) -> None:
     head("noise (pm)", "sites that the prior decides", "entropy (nat)", "information (nat)")
     for noise in LEVELS:
         data = model.simulate(blank(prior, atoms, 0), prior=prior, seed=0, noise=noise)
-        run = fit(model, data, prior=prior, lean=True, predictive=0, **QUICK)
+        run = fit(model, data, prior=prior, lean=True, predictive=0)
         told = run["derived"].to_dataset()
         row(
             f"{1e3 * noise:g}",
@@ -250,7 +248,7 @@ def image(file: str, field: float) -> None:
     values = np.load(file, allow_pickle=False)
     step = field / values.shape[1]
     data = columns(values, step)
-    run = fit(MODEL, data, prior="MoS2", **QUICK)
+    run = fit(MODEL, data, prior="MoS2")
     classes, derived = run["classes"].to_dataset(), run["derived"].to_dataset()
     share = classes["group"].mean("atom")
     likeliest = np.bincount(classes["group"].values.argmax(1), minlength=share.size)

@@ -341,9 +341,9 @@ class Site:
         )
         b = self._oriented(known, motif, nudge)
         by_group = self._by_group(gain, breathing, gain[1] + twist.log, b, pairs)
-        regular = held.log.sum(-2) + self._motif(known) + by_group
+        regular = _added(held.log) + self._motif(known) + by_group
         odd = (
-            adrift.log.sum(-2) + self._motif(loose) + _turning(self._oriented(loose, motif, nudge))
+            _added(adrift.log) + self._motif(loose) + _turning(self._oriented(loose, motif, nudge))
         )
         jacobian = self.arrangement.slots * torch.log(torch.abs(_determinant(back)) / (2 * math.pi))
         return torch.cat([regular, odd[None]]) + jacobian
@@ -368,38 +368,39 @@ class Site:
         """Sums over the orbits (at axis 0) of every shell."""
         if len(self.arrangement.orbits) == 1:
             return values
-        return torch.stack([values[0], values[1:].sum(0)])
+        return torch.stack([values[0], _added(values[1:])])
 
-    @property
-    def _orbits(self) -> Tensor:
-        return torch.tensor(self.arrangement.orbits, dtype=torch.float64)[:, None]
+    def _over_orbits(self, values: Tensor) -> Tensor:
+        """The sum of what is the same for all orbits of a shell, shells at axis -2."""
+        first, *others = values.unbind(-2)
+        orbits = self.arrangement.orbits[1:]
+        return sum((n * value for n, value in zip(orbits, others, strict=True)), first)
 
     def _gaussian(
         self, precision: Tensor, squares: Tensor, common: Tensor, sums: list[Tensor]
     ) -> _Gaussian:
         """Log density of every harmonic (h, atom), with a variance that all slots share added to h = 0."""
-        log = (self._orbits * torch.log(precision)).sum(-2) - 0.5 * (
-            precision[:, None] * squares
-        ).sum(0)
+        log = self._over_orbits(torch.log(precision)) - 0.5 * _added(precision[:, None] * squares)
         # Woodbury's identity for a correction of rank one.
-        grown = 1 + common * (self._orbits * precision).sum(-2)
+        grown = 1 + common * self._over_orbits(precision)
         kappa = common / grown
-        x, y = ((precision * part).sum(-2) for part in sums)
+        x, y = (_added(precision * part) for part in sums)
         extra = 0.5 * kappa * (x * x + y * y) - torch.log(grown)
         squared = kappa * (x * x - y * y), kappa * 2 * x * y
         return _Gaussian(torch.cat([log[:1] + extra, log[1:]]), squared)
 
     def _one(self, precision: Tensor, squares: Tensor) -> Tensor:
         """Log density of one harmonic (atom,) by its squares (shell, atom)."""
-        return (self._orbits * torch.log(precision) - 0.5 * precision * squares).sum(-2)
+        return self._over_orbits(torch.log(precision)) - 0.5 * _added(precision * squares)
 
     def _twist(self, free: Tensor, motif: list[Tensor]) -> _Gaussian:
         """What a group without mirror lines has less than `free`, since the turn of all shells is the orientation."""
-        unit = self.radius[:, None] / torch.sqrt((self._orbits[:, 0] * self.radius**2).sum())
+        unit = self.radius[:, None] / torch.sqrt(self._over_orbits(self.radius[:, None] ** 2))
         less = self.spread**2 - self.breath**2
-        left = 1 - less * (self._orbits * unit**2 * free).sum(-2)
+        left = 1 - less * self._over_orbits(unit**2 * free)
         gamma = less / left
-        x, y = ((free * unit * part).sum(-2) for part in motif)
+        weight = free * unit
+        x, y = (_added(weight * part) for part in motif)
         log = -torch.log(left) - 0.5 * gamma * (x * x + y * y)
         return _Gaussian(log, (gamma * (x * x - y * y), gamma * 2 * x * y))
 
@@ -423,9 +424,9 @@ class Site:
         found = []
         for part, one, other, extra in zip(cross, freed, held, twist, strict=True):
             by_shell = self._by_shell(part)
-            rows = ((told - free)[:, None] * by_shell).sum(0)
-            breathing = ((told - known) * by_shell[:, 1]).sum(0)
-            twisting = ((free - known) * by_shell[:, 1]).sum(0) + extra
+            rows = _added((told - free)[:, None] * by_shell)
+            breathing = _added((told - known) * by_shell[:, 1])
+            twisting = _added((free - known) * by_shell[:, 1]) + extra
             parts = [rows[:1] + one - other, breathing[None], rows[2:], twisting[None]]
             found.append(0.25 * torch.cat(parts))
         return found[0], found[1]
@@ -433,12 +434,12 @@ class Site:
     def _oriented(self, precision: Tensor, motif: list[Tensor], nudge: Tensor | None) -> Tensor:
         """The linear term in the orientation, as (2, atom): the motif against what is seen of it."""
         weight = precision * self.radius[:, None] * math.sqrt(self.arrangement.first)
-        b = torch.stack([(weight * part).sum(-2) for part in motif])
+        b = torch.stack([_added(weight * part) for part in motif])
         return b if nudge is None else b + nudge
 
     def _motif(self, precision: Tensor) -> Tensor:
         """The motif's own square, by precision."""
-        square = (self._orbits * self.radius[:, None] ** 2 * precision).sum(-2)
+        square = self._over_orbits(self.radius[:, None] ** 2 * precision)
         return -0.5 * self.arrangement.first * square
 
     def _by_group(
@@ -474,6 +475,12 @@ class _Gaussian(NamedTuple):
 
     log: Tensor
     cross: tuple[Tensor, Tensor]
+
+
+def _added(values: Tensor) -> Tensor:
+    """The sum over a short first axis, several times as quick as Torch's own."""
+    first, *others = values.unbind(0)
+    return sum(others, first)
 
 
 def _less(harmonics: Tensor, moved: Tensor) -> Tensor:

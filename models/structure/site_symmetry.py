@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import xarray as xr
-from pyro.distributions import Categorical, Dirichlet, HalfNormal, Normal, TorchDistribution
+from pyro.distributions import (
+    Categorical,
+    Dirichlet,
+    HalfNormal,
+    LogNormal,
+    Normal,
+    TorchDistribution,
+)
 from torch import Tensor
 from torch.distributions import constraints
 
 from ...datasets.derived.shells import shells
 from ...datasets.scenes import simulate
-from ..model import View, model, observe, sample
+from ..model import Told, View, model, observe, sample
 from ..priors import ModelError, Prior, PriorSet, prior_set
 from .point_groups import ODD, Arrangement, Group, Site, distinct_groups, operations
+from .shared_parameters import Straightened, Values, learn
 
 __all__ = ["SiteVectors", "groups_of", "site_symmetry"]
 
@@ -36,6 +45,13 @@ SYMBOLS = {
 TOGETHER = 4096
 # Draws that what follows for every atom is averaged over; their spread is small against the classes' own.
 FEW = 8
+# Sites that the parameters are learnt from, and those that the first climbs are on: with a few thousand the shares of
+# the classes, on which unclear sites hang, are known to a hundredth.
+ENOUGH, FEW_SITES = 3000, 400
+# Draws that are kept: what they are resampled from is worth no more.
+MOST = 400
+# Quantiles of the prior of the noise to climb from: sites that differ and sites that are blurred are two tops.
+NOISES = (0.1, 0.9)
 # How far sites may stray from the motif, in bonds: in what every group allows, in what a lower group allows besides,
 # and where the neighbours are not the shell, as next to a vacancy, when they may be anywhere up to the next slot.
 WIDTHS = ("breath", "spread", "odd")
@@ -343,6 +359,82 @@ def _told_of(atoms: View, values: Mapping[str, Tensor], here: slice) -> dict[str
     }
 
 
+def evidence_of(atoms: View, prior: Prior, values: Mapping[str, Tensor]) -> Tensor:
+    """Log evidence of every hypothesis for every site, (hypothesis, atom)."""
+    known = {n: torch.as_tensor(prior[n]) for n in (*PARAMETERS, *WIDTHS) if n not in values}
+    values = {**known, **values}
+    site = site_of(atoms, values, [values[name] for name in WIDTHS])
+    errors = variances(atoms, values["inflation"])
+    back = _inverse(distortion_at(atoms, values))
+    return site.evidence(atoms.neighbour, back, *errors, shift_at(atoms, values["offset"]))
+
+
+def learnt(atoms: View, prior: Prior, *, draws: int, seed: int, mask: Tensor | None = None) -> Told:
+    """The posterior of what all sites have in common."""
+    rows = np.arange(atoms.sizes["atom"]) if mask is None else np.flatnonzero(mask.numpy())
+    every = View(atoms.data.isel(atom=rows))
+    few = View(every.data.isel(atom=slice(None, None, max(1, len(rows) // FEW_SITES))))
+    priors = {n: prior[n] for n in (*PARAMETERS, *WIDTHS) if not isinstance(prior[n], float)}
+    priors["weights"] = _dirichlet(prior.weights, len(groups_of(atoms)))
+
+    def evidence(values: Values, some: bool) -> Tensor:
+        return evidence_of(few if some else every, prior, values)
+
+    starts = _starts(every, priors, seed)
+    straightened = _straightened(every, priors)
+    return learn(
+        priors, evidence, starts, draws=min(draws, MOST), seed=seed, straightened=straightened
+    )
+
+
+def _straightened(atoms: View, priors: Mapping[str, Any]) -> Straightened | None:
+    """Log of the size of all errors, and of noise over told errors, for those of noise and inflation.
+
+    The size is known well and the ratio hardly: where told errors are alike, only the prior knows it.
+    """
+    variance = 0.5 * (atoms.centre_variance.mean() + atoms.neighbour_variance.mean())
+    ours = all(isinstance(priors.get(n), HalfNormal | LogNormal) for n in ("noise", "inflation"))
+    if not ours or not variance > 0:
+        return None
+    told = 0.5 * torch.log(variance)
+
+    def bent(free: Values) -> Values:
+        size, ratio = free["noise"], 2 * free["inflation"]
+        noise, inflation = (size - 0.5 * torch.nn.functional.softplus(w * ratio) for w in (-1, 1))
+        return free | {"noise": noise, "inflation": inflation - told}
+
+    def straight(free: Values) -> Values:
+        noise, inflation = free["noise"], free["inflation"] + told
+        size = 0.5 * torch.logaddexp(2 * noise, 2 * inflation)
+        return free | {"noise": size, "inflation": noise - inflation}
+
+    return bent, straight
+
+
+def _starts(atoms: View, priors: Mapping[str, Any], seed: int) -> list[Values]:
+    """Where to climb from: the scan that makes the mean first shell round, little noise and much."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        drawn = {name: prior.sample((201,)) for name, prior in priors.items()}
+    middle = {name: value.median(0).values for name, value in drawn.items()}
+    middle["weights"] = priors["weights"].mean
+    middle |= {n: v for n, v in _round(atoms).items() if n in priors}
+    if "noise" not in priors:
+        return [middle]
+    return [middle | {"noise": torch.quantile(drawn["noise"], q, 0)} for q in NOISES]
+
+
+def _round(atoms: View) -> Values:
+    """The scan's matrix by the mean square of the first shell, which is round on the specimen."""
+    first = atoms.neighbour[:, : arrangement_of(atoms.data).first]
+    square = torch.einsum("nsi,nsj->nij", first, first).median(0).values / first.shape[1]
+    a, b, d = square[0, 0], square[0, 1], square[1, 1]
+    stretched = torch.sqrt(d)
+    scale = torch.sqrt(a - b * b / d)
+    nominal = atoms.radius[0] / math.sqrt(2)
+    return {"scale": scale / nominal, "stretch": stretched / scale, "shear": b / stretched / scale}
+
+
 def _complete(prior: Prior, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Draws of every parameter, those that are known repeated."""
     draws = len(values["weights"])
@@ -451,11 +543,11 @@ def some_atoms(seed: int = 0) -> xr.Dataset:
 @model(
     kind="atoms",
     priors=PRIORS,
-    runner="laplace",
+    posterior=learnt,
     prepare=("shells", shells),
     labels={"group": groups_of},
     derive=derived,
-    enough=400,
+    enough=ENOUGH,
     units={"noise": "neighbour", "offset": "neighbour"},
     symbols=SYMBOLS,
     noise="noise",

@@ -255,8 +255,7 @@ def test_probabilities_given_the_parameters_come_true_as_often_as_they_say(name,
 
 def test_the_scan_is_found_and_is_not_the_crystals_symmetry_breaking():
     atoms = simulate("graphene", gives="atoms", field=2.6, shear=0.06, precision=0.004, seed=4)
-    quick = {"proposals": 1000, "starts": 4, "refits": 3, "draws": 100}
-    run = fit("site_symmetry", atoms, prior="graphene", lean=True, predictive=0, **quick)
+    run = fit("site_symmetry", atoms, prior="graphene", lean=True, predictive=0)
     drift, y = atoms.true_row_drift.values, atoms.true_row_y.values
     shear = 0.06 + (drift[-1, 0] - drift[0, 0]) / (y[-1] - y[0])
     derived, classes = run["derived"].to_dataset(), run["classes"].to_dataset()
