@@ -20,14 +20,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
 __all__ = [
     "GROUPS",
     "SETTINGS",
+    "Case",
     "Setting",
     "apart",
+    "cases",
     "generate",
     "reduced_basis",
     "shape_distance",
@@ -232,12 +236,13 @@ def subgroups(setting: Setting) -> tuple[int, ...]:
     return tuple(
         i
         for i, other in enumerate(SETTINGS)
-        if {tuple(r.ravel()) for r in other.rotation} <= whole and _fits(other, setting)
+        if {tuple(r.ravel()) for r in other.rotation} <= whole
+        and _place(other, setting) is not None
     )
 
 
-def _fits(part: Setting, whole: Setting) -> bool:
-    """Whether an origin exists at which every operation of the part is one of the whole; origins are twenty-fourths."""
+def _place(part: Setting, whole: Setting) -> np.ndarray | None:
+    """Where the part's origin must be for its operations to be the whole's, none if nowhere; in twenty-fourths."""
     grid = np.stack(np.meshgrid(*[np.arange(DENOMINATOR)] * 2, indexing="ij"), -1).reshape(-1, 2)
     fits = np.ones(len(grid), bool)
     for rotation, translation in zip(part.rotation, part.translation, strict=True):
@@ -245,4 +250,36 @@ def _fits(part: Setting, whole: Setting) -> bool:
         target = np.rint(whole.translation[same][0] * DENOMINATOR)
         moved = np.rint(translation * DENOMINATOR) + grid @ (np.eye(2) - rotation).T
         fits &= ((moved - target) % DENOMINATOR == 0).all(1)
-    return bool(fits.any())
+    return grid[fits][0] / DENOMINATOR if fits.any() else None
+
+
+class Case(NamedTuple):
+    """A setting, and the higher one that a motif may nearly have.
+
+    Attributes:
+        setting: number of the setting.
+        like: number of the higher setting, or of the setting itself.
+        shift: where the setting's origin is, seen from that of the higher one.
+    """
+
+    setting: int
+    like: int
+    shift: tuple[float, float]
+
+    @property
+    def name(self) -> str:
+        """The setting, and what it nearly is."""
+        own, higher = SETTINGS[self.setting].name, SETTINGS[self.like].name
+        return own if self.setting == self.like else f"{own}, nearly {higher}"
+
+
+@cache
+def cases() -> tuple[Case, ...]:
+    """The settings in their order, each as it is; then each as a breaking of every higher one."""
+    found = [Case(i, i, (0.0, 0.0)) for i in range(len(SETTINGS))]
+    for j, whole in enumerate(SETTINGS):
+        for i in subgroups(whole):
+            place = _place(SETTINGS[i], whole)
+            if i != j and place is not None:
+                found.append(Case(i, j, (float(place[0]), float(place[1]))))
+    return tuple(found)

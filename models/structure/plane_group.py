@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import torch
 import xarray as xr
 from pyro.distributions import Categorical, Normal, Uniform
 
 from ...datasets.derived.periodic import periodic
-from ...datasets.plane_groups import GROUPS, SETTINGS, Setting, shape_distance
+from ...datasets.plane_groups import GROUPS, SETTINGS, Setting, cases, shape_distance
 from ...datasets.wallpaper import wallpaper
 from ..model import Told, View, model, observe, sample
 from ..priors import Prior, prior_set
@@ -19,7 +21,8 @@ from .plane_group_evidence import (
     Priors,
     Weighed,
     least_squares,
-    spread,
+    solve,
+    strengths,
     transfer,
     weigh,
 )
@@ -35,13 +38,17 @@ EVEN = "Categorical([{}])".format(
 ONE_WAY = ("pm", "pg", "cm", "pmg")
 # Points of the pictures of a cell along each of its vectors.
 PICTURE = 48
-# Each draw is a cell in 27 settings for the engine to look at.
-MOST_DRAWS = 200
+# A probability of nothing, whose logarithm is finite.
+NEVER = 1e-300
+# Each draw is a cell in 115 cases for the engine to look at.
+MOST_DRAWS = 100
 SHARED = {
     "setting": EVEN,
     "scale": "LogNormal(log(2 * coefficient.rms), 1)",
     "decay": "Normal(1, 2)",
     "noise": "LogNormal(0, 0.03)",
+    "breaking": "Uniform(0, 1)",
+    "nearly": 0.5,
 }
 SETS = {
     "vague": prior_set(
@@ -81,10 +88,31 @@ def of_shape(setting: Setting, lattice: np.ndarray, error: float) -> float:
 
 
 def given_lattice(reflections: View, prior: Prior) -> torch.Tensor:
-    """Log probability of each setting once the lattice is known and the motif is not."""
+    """Log probability of each case once the lattice is known and the motif is not.
+
+    A motif that nearly has a higher group has that group's lattice too, to within the same strain.
+    """
     if "_shape" not in reflections.read:
         reflections.read["_shape"] = torch.as_tensor(_shapes(reflections, prior.tolerance))
-    return torch.log_softmax(prior.setting.logits + reflections.read["_shape"], -1)
+    ops = operations(reflections)
+    chosen = prior.setting.logits[..., ops.own] + torch.as_tensor(_of_higher(prior.nearly))
+    return torch.log_softmax(chosen + reflections.read["_shape"][ops.like], -1)
+
+
+def _of_higher(nearly: float) -> np.ndarray:
+    """Log probability of each case given its setting: every higher group alike, and every setting of it."""
+    above: dict[int, Counter[str]] = {}
+    for case in cases():
+        above.setdefault(case.setting, Counter())[SETTINGS[case.like].group] += 1
+    found = []
+    for setting, like, _ in cases():
+        higher = len(above[setting]) - 1
+        if setting == like:
+            share = 1.0 if not higher else 1 - nearly
+        else:
+            share = nearly / higher / above[setting][SETTINGS[like].group]
+        found.append(np.log(max(share, NEVER)))
+    return np.array(found)
 
 
 def _shapes(reflections: View, tolerance: float) -> np.ndarray:
@@ -115,7 +143,7 @@ def operations(reflections: View) -> Operations:
 def weighed_settings(
     reflections: View, prior: Prior, *, draws: int, seed: int, mask: torch.Tensor | None = None
 ) -> Told:
-    """Evidence of every setting, the motif integrated out in closed form, and what follows from it."""
+    """Evidence of every case, the motif integrated out in closed form, and what follows from it."""
     ops, seen = operations(reflections), _measured(reflections, mask)
     entries = [prior[name] for name in Envelope._fields]
     weights = given_lattice(reflections, prior).numpy()
@@ -125,7 +153,7 @@ def weighed_settings(
     total = float(np.logaddexp.reduce(joint))
     probability = np.exp(joint - total)
     error = float(np.sqrt(np.nansum((probability * found.error) ** 2)))
-    cell, motif = _cells(ops, seen, found, seed)
+    cell, change, motif = _cells(ops, seen, found, seed)
     latents = {
         name: value
         for name, value in found.envelope._asdict().items()
@@ -135,7 +163,8 @@ def weighed_settings(
     told = told.merge(_pictures(reflections, seen, motif))
     named = told["group_probability"].values
     attrs = {"group": GROUPS[int(named.argmax())], "group_probability": float(named.max())}
-    return Told({**latents, "origin": found.origin, "cell": cell}, total, error, told, attrs)
+    draws_of = {**latents, "origin": found.origin, "cell": cell, "change": change}
+    return Told(draws_of, total, error, told, attrs)
 
 
 def _measured(reflections: View, mask: torch.Tensor | None) -> Measured:
@@ -147,52 +176,85 @@ def _measured(reflections: View, mask: torch.Tensor | None) -> Measured:
 
 def _cells(
     ops: Operations, seen: Measured, found: Weighed, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws of the free cell c, as the story has it, and of the motif, √|G| τ P c.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Draws of the free cells that the story has, and of the motif that the groups make of them.
 
-    What P keeps of c is seen and normal; the rest is as the prior has it.
+    What the projectors keep of them is seen and normal; the rest is as the prior has it.
     """
     generator = torch.Generator().manual_seed(seed)
-    shape = (len(found.setting), len(seen.noise))
-    free, error = (
+    shape = (len(found.case), len(seen.noise))
+    cell, change, error = (
         torch.complex(*torch.randn(2, *shape, generator=generator, dtype=torch.float64))
-        for _ in range(2)
+        for _ in range(3)
     )
-    passed = transfer(seen.wave, found.envelope)
-    sigma = found.envelope.noise[:, None] * seen.noise
-    weight = seen.counts * passed / sigma**2
-    strength = spread(ops, found.setting, seen.wave, found.envelope)
-    fill = 1 / ops.listed[found.setting].sum(1)
-
-    def keep(values: torch.Tensor) -> torch.Tensor:
-        return ops.project(found.setting, found.origin, values)
+    story = ops, found.case, found.origin, seen.wave, found.envelope
 
     # Matheron's rule: a draw of the prior, moved by what its own noisy data miss of those seen.
-    gain = strength / (1 + strength**2 * ops.over_orbit(found.setting, weight * passed))
-    imagined = passed * strength * fill.sqrt() * keep(free)
+    sigma = found.envelope.noise[:, None] * seen.noise
+    imagined = transfer(seen.wave, found.envelope) * _motif(*story, cell, change)
     missed = seen.complex - imagined - sigma * error
-    drawn = free + fill.sqrt() * gain * keep(weight * missed)
-    motif = strength * fill.sqrt() * keep(drawn)
-    return torch.stack([drawn.real, drawn.imag], -1), motif
+    solved = solve(ops, found.case, found.origin, seen, found.envelope, missed)
+    whole, part = _copies(*story, solved, solved)
+    cell, change = cell + whole, change + part
+    parts = (torch.stack([c.real, c.imag], -1) for c in (cell, change))
+    return *parts, _motif(*story, cell, change)
+
+
+def _copies(
+    ops: Operations,
+    case: torch.Tensor,
+    origin: torch.Tensor,
+    wave: torch.Tensor,
+    envelope: Envelope,
+    cell: torch.Tensor,
+    change: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the higher group makes of a cell, and the group itself of another, each of its strength."""
+    own, like = ops.own[case], ops.like[case]
+    whole, part = strengths(ops, case, wave, envelope)
+    # Copies of what is not listed are missing from the mean.
+    whole, part = whole / _fill(ops, like).sqrt(), part / _fill(ops, own).sqrt()
+    shifted = origin + ops.shift[case]
+    return whole * ops.project(like, origin, cell), part * ops.project(own, shifted, change)
+
+
+def _fill(ops: Operations, setting: torch.Tensor) -> torch.Tensor:
+    return ops.listed[setting].sum(-2)
+
+
+def _motif(
+    ops: Operations,
+    case: torch.Tensor,
+    origin: torch.Tensor,
+    wave: torch.Tensor,
+    envelope: Envelope,
+    cell: torch.Tensor,
+    change: torch.Tensor,
+) -> torch.Tensor:
+    """The motif: a cell of the higher group, changed by one of the group itself."""
+    whole, part = _copies(ops, case, origin, wave, envelope, cell, change)
+    return whole + part
 
 
 def _table(
     reflections: View, prior: Prior, seen: Measured, found: Weighed, probability: np.ndarray
 ) -> xr.Dataset:
-    """Every setting and every group: probability, evidence, and the geometric criterion beside it."""
+    """Every case, setting and group: probability, evidence, and the geometric criterion beside it."""
     mean = Envelope(*(value.mean() for value in found.envelope))
     cost = least_squares(operations(reflections), seen, mean)
     lattice = reflections.lattice.numpy()
+    of_setting = np.bincount([case.setting for case in cases()], probability, len(SETTINGS))
     of_group = [
-        sum(p for p, s in zip(probability, SETTINGS, strict=True) if s.group == g) for g in GROUPS
+        sum(p for p, s in zip(of_setting, SETTINGS, strict=True) if s.group == g) for g in GROUPS
     ]
     criterion = cost.misfit + 2 * cost.free
     constraints = 2 * float(seen.counts.sum()) - cost.free
     return xr.Dataset(
         {
-            "probability": ("setting", probability),
-            "log_evidence": ("setting", found.log_evidence),
-            "log_evidence_se": ("setting", found.error),
+            "case_probability": ("case", probability),
+            "log_evidence": ("case", found.log_evidence),
+            "log_evidence_se": ("case", found.error),
+            "probability": ("setting", of_setting),
             "strain": ("setting", np.array([shape_distance(lattice, s)[0] / 2 for s in SETTINGS])),
             "misfit": ("setting", cost.misfit),
             "free": ("setting", cost.free),
@@ -212,7 +274,11 @@ def _table(
                 ),
             ),
         },
-        {"setting": list(NAMES), "group": list(GROUPS)},
+        {
+            "case": [case.name for case in cases()],
+            "setting": list(NAMES),
+            "group": list(GROUPS),
+        },
     )
 
 
@@ -242,7 +308,7 @@ def _pictures(reflections: View, seen: Measured, motif: torch.Tensor) -> xr.Data
     prepare=("periodic", periodic),
     posterior=weighed_settings,
     units={"scale": "coefficient"},
-    symbols={"scale": "τ", "noise": "ν", "decay": "B"},
+    symbols={"scale": "τ", "noise": "ν", "decay": "B", "breaking": "β"},
     noise="noise",
     design=lambda: wallpaper(group="p2", cells=5.0, pixels=32, snr=5.0, seed=3),
 )
@@ -252,9 +318,11 @@ def plane_group(reflections: View, prior: Prior) -> None:
     An image that repeats is its lattice and the Fourier coefficients of one cell. Of a cell c of independent
     coefficients a group with its origin at t makes P c, the mean of the copies; what is seen is √|G| τ P c with noise,
     τ falling off with the wave. The posterior is over 27 settings of the 17 groups, the ways in which each can lie on
-    the lattice, and the evidence of each is in closed form but for the origin and the envelope. The more a group
-    demands, the sharper it predicts: of two that fit, the higher one wins. The lattice weighs the settings before the
-    motif is looked at: a strain within `tolerance` may be the scan's.
+    the lattice, and the evidence of each is in closed form but for the origin, the breaking and the envelope. The more
+    a group demands, the sharper it predicts: of two that fit, the higher one wins. With probability `nearly` the motif
+    of a group is one of a higher group that is broken by β, of which all values are as likely: a weak breaking is then
+    seen when all that it changes together shows it. `case_probability` says which group is nearly which.
+    The lattice weighs the cases before the motif is looked at: a strain within `tolerance` may be the scan's.
 
     **Assumes** one crystal, four cells or more across, noise that is even between neighbouring waves, and an image
     that differs from a periodic one by no more than noise, `misfit` (relative, of each coefficient) and a resolution
@@ -279,10 +347,10 @@ def plane_group(reflections: View, prior: Prior) -> None:
     origin = sample("origin", Uniform(corner, corner + 1).to_event(1))
     with reflections.plate("reflection"):
         cell = sample("cell", Normal(corner, 1.0).to_event(1))
-    fill = 1 / ops.listed[setting].sum(-2)
-    copies = ops.project(setting, origin, torch.complex(cell[..., 0], cell[..., 1]))
-    motif = transfer(wave, envelope) * spread(ops, setting, wave, envelope) * fill.sqrt() * copies
-    # The axis that lists the settings stands where the plate's does not.
+        change = sample("change", Normal(corner, 1.0).to_event(1))
+    free = (torch.complex(c[..., 0], c[..., 1]) for c in (cell, change))
+    motif = transfer(wave, envelope) * _motif(ops, setting, origin, wave, envelope, *free)
+    # The axis that lists the cases stands where the plate's does not.
     motif = motif.reshape(*setting.shape[:-1], -1)
     seen = torch.stack([motif.real, motif.imag], -1)
     noise = envelope.noise * reflections.noise

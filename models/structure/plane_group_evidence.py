@@ -16,8 +16,17 @@ w being the mean of 1/σ² over the orbit and d its rank, shared out among its r
 it is a trigonometric polynomial, so that all origins are searched by one Fourier transform. Reflections of an orbit
 that were not measured have x = 0 and take part in nothing else.
 
-What is left, the origin and the parameters of the envelope and of the noise, is integrated by importance sampling
-from Student distributions at the modes, so that every evidence comes with its error.
+A motif of G may nearly have a higher group H of projector Q ≤ P. That is a case of its own: the breaking β, from 0 for
+H itself to 1 for what G leaves free, is learnt with the rest,
+
+    p(F | G nearly H, β, t) = N(F; 0, (|H| − β² |G|) τ² Q + β² |G| τ² P + σ²).
+
+Without such cases a broken symmetry would be one broken in earnest, and a motif that breaks H by little more than the
+noise would be taken for H though all its constraints together deny it. The inverse goes by layers: first P alone,
+which leaves of x what P cannot explain and of w the mean w/(1 + β² |G| τ² w); then Q on what is left.
+
+What is left, the origin, the breaking and the parameters of the envelope and of the noise, is integrated by importance
+sampling from Student distributions at the modes, so that every evidence comes with its error.
 
 References: Wilson, The probability distribution of X-ray intensities, Acta Crystallographica 2 (1949); Moeck,
 Towards generalized noise-level dependent crystallographic symmetry classifications of more or less periodic crystal
@@ -39,7 +48,7 @@ from pyro.distributions import MultivariateStudentT
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ...datasets.plane_groups import SETTINGS, Setting
+from ...datasets.plane_groups import SETTINGS, Setting, cases
 
 __all__ = [
     "Envelope",
@@ -50,7 +59,8 @@ __all__ = [
     "Weighed",
     "least_squares",
     "log_density",
-    "spread",
+    "solve",
+    "strengths",
     "transfer",
     "weigh",
 ]
@@ -63,7 +73,11 @@ STARTS, STEPS = 4, 12
 CLOSE = 1e-9
 # Settings and modes so far below the best, in nats, are not refined: their share is below e^-40 however refined.
 HOPELESS, FAINT = 80.0, 25.0
-# Draws for each setting's evidence, in Student distributions of so many degrees of freedom: heavier tails than any
+# Motifs nearly of a higher group start from where that group fits best, at these breakings.
+BREAKINGS = (0.01, 0.03, 0.1, 0.3, 0.8)
+# Cases of a share below e^-12 keep the parabola's evidence, and below a twentieth an eighth of the draws will do.
+NO_DRAWS, SMALL, FEWER = 12.0, 0.05, 8
+# Draws for each case's evidence, in Student distributions of so many degrees of freedom: heavier tails than any
 # posterior of a scale that a hundred coefficients determine.
 PROPOSALS, FREEDOM = 1024, 6.0
 # Standard deviations that no proposal exceeds: for the origin about that of half a cell, for the envelope a wide prior.
@@ -103,6 +117,10 @@ class Operations:
     same number of operations.
 
     Attributes:
+        own: number of the setting of each case, (case).
+        like: number of the higher setting that it nearly is, (case).
+        shift: of the setting's origin from that of the higher one, (case, 2).
+        nearly: cases in which the higher setting is another one.
         partner: where hR stands in the list (F, F*, 0), (setting, operation, reflection).
         phase: h·v with the origin where the tables have it.
         frequency: h − hR, by which the phase turns with the origin, (setting, operation, reflection, 2).
@@ -111,15 +129,18 @@ class Operations:
         rank: of an orbit's projector, shared out among its reflections that are listed, (setting, reflection).
     """
 
-    def __init__(self, index: np.ndarray, settings: tuple[Setting, ...] = SETTINGS) -> None:
-        most, count = max(s.order for s in settings), len(index)
-        shape = (len(settings), most, count)
-        self.settings, self.count = settings, count
+    def __init__(self, index: np.ndarray) -> None:
+        most, count = max(s.order for s in SETTINGS), len(index)
+        shape = (len(SETTINGS), most, count)
+        self.own = torch.tensor([case.setting for case in cases()])
+        self.like = torch.tensor([case.like for case in cases()])
+        self.shift = torch.tensor([case.shift for case in cases()], dtype=torch.float64)
+        self.nearly = self.own != self.like
         partner, phase = np.full(shape, 2 * count), np.zeros(shape)
         frequency, share = np.zeros((*shape, 2)), np.zeros(shape[:2])
         place = {tuple(h): i for i, h in enumerate(index.tolist())}
         place |= {tuple(-x for x in h): i + count for h, i in list(place.items())}
-        for i, setting in enumerate(settings):
+        for i, setting in enumerate(SETTINGS):
             for j, (rotation, translation) in enumerate(
                 zip(setting.rotation, setting.translation, strict=True)
             ):
@@ -131,7 +152,7 @@ class Operations:
         self.partner = torch.as_tensor(partner)
         self.phase, self.share = torch.as_tensor(phase), torch.as_tensor(share)
         self.frequency = torch.as_tensor(frequency)
-        self.order = torch.as_tensor([float(s.order) for s in settings], dtype=torch.float64)
+        self.order = torch.as_tensor([float(s.order) for s in SETTINGS], dtype=torch.float64)
         self.listed = (self.partner < 2 * count) * self.share[..., None]
         still = self.partner == torch.arange(count)
         turned = torch.cos(2 * torch.pi * self.phase) * self.share[..., None]
@@ -160,17 +181,17 @@ class Operations:
     @cached_property
     def moves(self) -> np.ndarray:
         """Which axes the origin must be sought along, (setting, 2); along the others nothing changes."""
-        return np.array([_moves(setting) for setting in self.settings])
+        return np.array([_moves(setting) for setting in SETTINGS])
 
     @cached_property
     def lines(self) -> np.ndarray:
         """Steps of the origin along which nothing changes, (setting, 2, 2), zero where there are fewer than two."""
-        return np.array([_lines(setting) for setting in self.settings])
+        return np.array([_lines(setting) for setting in SETTINGS])
 
     @cached_property
     def same(self) -> list[np.ndarray]:
         """Shifts of the origin that change nothing, in points of the grid, among those along which it is sought."""
-        return [_same(s, moves) for s, moves in zip(self.settings, self.moves, strict=True)]
+        return [_same(s, moves) for s, moves in zip(SETTINGS, self.moves, strict=True)]
 
 
 def _gather(values: Tensor, partner: Tensor) -> Tensor:
@@ -222,6 +243,7 @@ class Envelope(NamedTuple):
         noise: factor of the stated noise.
         blur: of the instrument along x against y, exp(−blur · (kx² − ky²) − blur_diagonal · 2 kx ky).
         blur_diagonal: of the instrument along one diagonal against the other.
+        breaking: β of a motif that nearly has a higher group.
     """
 
     scale: Tensor
@@ -229,18 +251,27 @@ class Envelope(NamedTuple):
     noise: Tensor
     blur: Tensor
     blur_diagonal: Tensor
+    breaking: Tensor
 
 
 POINT = 2 + len(Envelope._fields)
 
 
-def spread(operations: Operations, setting: Tensor, wave: Tensor, envelope: Envelope) -> Tensor:
-    """√|G| τ at the mean wave of each orbit, (..., reflection)."""
-    square = wave[:, 0]
-    ones = torch.ones_like(square)
-    mean = operations.over_orbit(setting, square) / operations.over_orbit(setting, ones)
+def strengths(
+    operations: Operations, case: Tensor, wave: Tensor, envelope: Envelope
+) -> tuple[Tensor, Tensor]:
+    """√(|H| − β² |G|) τ of the higher group and β √|G| τ of the group itself, (..., reflection).
+
+    τ is taken at the mean wave of each orbit of the higher group.
+    """
+    square, like = wave[:, 0], operations.like[case]
+    mean = operations.over_orbit(like, square) / operations.over_orbit(
+        like, torch.ones_like(square)
+    )
     tau = envelope.scale[..., None] * torch.exp(-envelope.decay[..., None] * mean)
-    return operations.order[setting][..., None].sqrt() * tau
+    breaking = torch.where(operations.nearly[case], envelope.breaking, 0.0)[..., None]
+    part = breaking * operations.order[operations.own[case]][..., None].sqrt()
+    return (operations.order[like][..., None] - part**2).sqrt() * tau, part * tau
 
 
 def transfer(wave: Tensor, envelope: Envelope) -> Tensor:
@@ -251,29 +282,93 @@ def transfer(wave: Tensor, envelope: Envelope) -> Tensor:
 
 def log_density(
     operations: Operations,
-    setting: Tensor,
+    case: Tensor,
     origin: Tensor,
     measured: Measured,
     envelope: Envelope,
 ) -> Tensor:
-    """Log of p(F | G, t, envelope), the motif integrated out.
+    """Log of p(F | case, t, envelope), the motif integrated out.
 
     Args:
         operations: of all settings.
-        setting: which one, (...).
-        origin: (..., 2).
+        case: which one, (...).
+        origin: of the higher setting, (..., 2).
         measured: the coefficients.
         envelope: each parameter (...).
     """
-    power = spread(operations, setting, measured.wave, envelope) ** 2
     x, weight = _weighted(measured, envelope)
-    mean = operations.over_orbit(setting, weight)
-    gain = power / (1 + power * mean)
-    explained = (x.conj() * operations.project(setting, origin, x)).real
-    cost = operations.rank[setting] * torch.log1p(power * mean)
+    layers = _Layers(operations, case, origin, measured, envelope, weight)
     sigma = envelope.noise[..., None] * measured.noise
     alone = measured.value.square().sum(-1) / sigma**2 + 2 * torch.log(2 * torch.pi * sigma**2)
-    return 0.5 * (gain * explained - cost - measured.counts * alone).sum(-1)
+    return 0.5 * (layers.explained(x) - measured.counts * alone).sum(-1)
+
+
+def solve(
+    operations: Operations,
+    case: Tensor,
+    origin: Tensor,
+    measured: Measured,
+    envelope: Envelope,
+    values: Tensor,
+) -> Tensor:
+    """Coefficients (..., reflection) through the inverse of their covariance, as the motif has them before the blur."""
+    _, weight = _weighted(measured, envelope)
+    layers = _Layers(operations, case, origin, measured, envelope, weight)
+    return layers.solve(values * weight / transfer(measured.wave, envelope))
+
+
+class _Layers:
+    """The covariance of a case: first of the group alone, if it is one that nearly is another, then of the higher."""
+
+    def __init__(
+        self,
+        operations: Operations,
+        case: Tensor,
+        origin: Tensor,
+        measured: Measured,
+        envelope: Envelope,
+        weight: Tensor,
+    ) -> None:
+        whole, part = strengths(operations, case, measured.wave, envelope)
+        self.operations, self.weight = operations, weight
+        self.own, self.like = operations.own[case], operations.like[case]
+        self.origin, self.shifted = origin, origin + operations.shift[case]
+        self.both = bool(operations.nearly[case].any())
+        left = weight
+        if self.both:
+            mean = operations.over_orbit(self.own, weight)
+            self.first, self.first_cost = _gain(part**2, mean)
+            # What is not listed of an orbit weighs as much as the rest of it.
+            listed = operations.listed[self.own].sum(-2)
+            left = mean / (1 + part**2 * mean) / listed
+        self.second, self.second_cost = _gain(whole**2, operations.over_orbit(self.like, left))
+
+    def _kept(self, x: Tensor) -> Tensor:
+        return self.first * self.operations.project(self.own, self.shifted, x)
+
+    def explained(self, x: Tensor) -> Tensor:
+        """What the motif takes off minus twice the log density, less what its freedom costs, (..., reflection)."""
+        total, rank = 0.0, self.operations.rank
+        if self.both:
+            kept = self._kept(x)
+            total = (x.conj() * kept).real - rank[self.own] * self.first_cost
+            x = x - self.weight * kept
+        seen = self.second * self.operations.project(self.like, self.origin, x)
+        return total + (x.conj() * seen).real - rank[self.like] * self.second_cost
+
+    def solve(self, x: Tensor) -> Tensor:
+        """(1 + weight · covariance)⁻¹ x."""
+        if self.both:
+            x = x - self.weight * self._kept(x)
+        seen = self.weight * self.second * self.operations.project(self.like, self.origin, x)
+        if self.both:
+            seen = seen - self.weight * self._kept(seen)
+        return x - seen
+
+
+def _gain(power: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """What is kept of coefficients over their variance, and the cost in nats of being free to."""
+    return power / (1 + power * mean), torch.log1p(power * mean)
 
 
 def _weighted(measured: Measured, envelope: Envelope) -> tuple[Tensor, Tensor]:
@@ -300,14 +395,14 @@ class Priors:
             )
         )
 
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Log density of points of the line."""
+    def log_prob(self, z: Tensor, counts: Tensor) -> Tensor:
+        """Log density of points of the line, of the parameters that count."""
         total = z.new_zeros(z.shape[:-1])
         for i, (entry, bend) in enumerate(zip(self.entries, self.bend, strict=True)):
             if bend is not None:
                 value = bend(z[..., i])
                 jacobian = bend.log_abs_det_jacobian(z[..., i], value)
-                total = total + entry.log_prob(value) + jacobian
+                total = total + torch.where(counts[..., i], entry.log_prob(value) + jacobian, 0.0)
         return total
 
     def middle(self) -> Tensor:
@@ -320,19 +415,19 @@ class Priors:
 
 
 class Weighed(NamedTuple):
-    """What is known of every setting.
+    """What is known of every case.
 
     Attributes:
-        log_evidence: log p(F | setting), the origin and the envelope integrated out, (setting).
-        error: its standard error; nothing where the setting was hopeless and no draw was spent on it.
-        setting: of each draw from the posterior, (draw).
+        log_evidence: log p(F | case), the origin and the envelope integrated out, (case).
+        error: its standard error; nothing where the case was hopeless and no draw was spent on it.
+        case: of each draw from the posterior, (draw).
         origin: (draw, 2).
         envelope: each parameter (draw).
     """
 
     log_evidence: np.ndarray
     error: np.ndarray
-    setting: Tensor
+    case: Tensor
     origin: Tensor
     envelope: Envelope
 
@@ -344,13 +439,20 @@ class Problem(NamedTuple):
     measured: Measured
     priors: Priors
 
-    def log_joint(self, setting: Tensor, point: Tensor) -> Tensor:
+    def log_joint(self, case: Tensor, point: Tensor) -> Tensor:
         """Log of p(F, envelope | G, t) at points (..., coordinate), the origin first."""
         z = point[..., 2:]
         of_data = log_density(
-            self.operations, setting, point[..., :2], self.measured, self.priors.envelope(z)
+            self.operations, case, point[..., :2], self.measured, self.priors.envelope(z)
         )
-        return of_data + self.priors.log_prob(z)
+        return of_data + self.priors.log_prob(z, self.moving(case)[..., 2:])
+
+    def moving(self, case: Tensor) -> Tensor:
+        """Coordinates that matter, (..., coordinate): nothing is seen of a breaking where there is none."""
+        moves = torch.as_tensor(self.operations.moves)[self.operations.like[case]]
+        free = self.priors.free.expand(*case.shape, -1).clone()
+        free[..., -1] &= self.operations.nearly[case]
+        return torch.cat([moves, free], -1)
 
 
 def weigh(
@@ -363,16 +465,16 @@ def weigh(
     seed: int,
     proposals: int = PROPOSALS,
 ) -> Weighed:
-    """Evidence of every setting, and draws of setting, origin and envelope.
+    """Evidence of every case, and draws of case, origin and envelope.
 
     Args:
         operations: of all settings.
         measured: the coefficients.
         priors: of the envelope.
-        log_prior: log probability of each setting before the coefficients are seen.
+        log_prior: log probability of each case before the coefficients are seen.
         draws: draws of the posterior.
         seed: of the draws.
-        proposals: draws spent on the evidence of a setting.
+        proposals: draws spent on the evidence of a case.
     """
     problem = Problem(operations, measured, priors)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -384,7 +486,7 @@ def weigh(
 def _starts(problem: Problem, start: Tensor) -> tuple[Tensor, Tensor]:
     """For each setting the best origins, with the envelope as it is at a point."""
     settings, points = [], []
-    for setting in range(len(problem.operations.settings)):
+    for setting in range(len(SETTINGS)):
         origins = _origins(problem, setting, problem.priors.envelope(start[2:]))
         settings += [setting] * len(origins)
         rest = start[2:].expand(len(origins), POINT - 2)
@@ -423,7 +525,7 @@ def _origin_waves(problem: Problem, setting: int, envelope: Envelope) -> np.ndar
     """
     operations, measured = problem.operations, problem.measured
     which = torch.tensor(setting)
-    power = spread(operations, which, measured.wave, envelope) ** 2
+    power = strengths(operations, which, measured.wave, envelope)[0] ** 2
     weighted, weight = _weighted(measured, envelope)
     gain = (power / (1 + power * operations.over_orbit(which, weight))).numpy()
     x = weighted.numpy()
@@ -461,15 +563,15 @@ def _uphill(waves: np.ndarray, origin: np.ndarray, moves: np.ndarray) -> np.ndar
 
 
 def _climb(
-    problem: Problem, setting: Tensor, point: Tensor, moving: Tensor
+    problem: Problem, case: Tensor, point: Tensor, moving: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Newton's method along the coordinates that move: the points reached, their log joints and Hessians."""
-    value = problem.log_joint(setting, point)
+    value = problem.log_joint(case, point)
     shrink = 0.5 ** torch.arange(0, 10, 2, dtype=torch.float64)
     # Half a point of the grid, and a factor of e: farther the parabola is not believed.
     most = torch.tensor([0.5 / GRID] * 2 + [1.0] * (POINT - 2), dtype=torch.float64)
     for _ in range(STEPS):
-        gradient, hessian = _derivatives(problem, setting, point)
+        gradient, hessian = _derivatives(problem, case, point)
         gradient = torch.where(moving, gradient, 0.0)
         level, axes = torch.linalg.eigh(_only(hessian, moving))
         # Uphill also where the density is not concave.
@@ -477,7 +579,7 @@ def _climb(
         step = (axes @ along[..., None])[..., 0]
         step = step / (step.abs() / most).amax(-1, keepdim=True).clamp(min=1.0)
         tried = point + shrink[:, None, None] * step
-        values = problem.log_joint(setting.expand(len(shrink), -1), tried)
+        values = problem.log_joint(case.expand(len(shrink), -1), tried)
         values, which = torch.nan_to_num(values, nan=-torch.inf).max(0)
         better = values > value
         point = torch.where(better[:, None], tried[which, torch.arange(len(point))], point)
@@ -485,14 +587,14 @@ def _climb(
         value = value + gained
         if gained.max() < CLOSE:
             break
-    return point, value, _only(_derivatives(problem, setting, point)[1], moving)
+    return point, value, _only(_derivatives(problem, case, point)[1], moving)
 
 
-def _derivatives(problem: Problem, setting: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
+def _derivatives(problem: Problem, case: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient and Hessian of the log joint at each point; points know nothing of each other."""
     with torch.enable_grad():
         at = point.detach().requires_grad_()
-        total = problem.log_joint(setting, at).sum()
+        total = problem.log_joint(case, at).sum()
         (gradient,) = torch.autograd.grad(total, at, create_graph=True)
         columns = [
             torch.autograd.grad(column.sum(), at, retain_graph=True)[0]
@@ -508,9 +610,9 @@ def _only(matrix: Tensor, moving: Tensor) -> Tensor:
 
 
 class _Modes(NamedTuple):
-    """Places of high density: which setting, the point, the log joint and its Hessian there."""
+    """Places of high density: which case, the point, the log joint and its Hessian there."""
 
-    setting: Tensor
+    case: Tensor
     point: Tensor
     value: Tensor
     hessian: Tensor
@@ -518,23 +620,60 @@ class _Modes(NamedTuple):
     def take(self, which: Tensor) -> _Modes:
         return _Modes(*(part[which] for part in self))
 
+    def best(self) -> Tensor:
+        """The highest log joint of each case, (case)."""
+        lowest = torch.full((len(cases()),), -torch.inf, dtype=torch.float64)
+        return lowest.scatter_reduce(0, self.case, self.value, "amax")
+
 
 def _modes(problem: Problem, log_prior: Tensor) -> _Modes:
-    """Modes of each setting, best first; those that matter refined in all coordinates."""
+    """Modes of each case, best first; those that matter refined in all coordinates."""
     envelope = torch.cat([torch.zeros(2, dtype=torch.bool), problem.priors.free])
+    envelope[-1] = False
     middle = torch.cat([torch.zeros(2, dtype=torch.float64), problem.priors.middle()])
     start, _, _ = _climb(problem, torch.zeros(1, dtype=torch.long), middle[None], envelope[None])
-    setting, point = _starts(problem, start[0])
-    moves = torch.as_tensor(problem.operations.moves)[setting]
-    found = _Modes(setting, point, problem.log_joint(setting, point), _shallow(point))
-    best = torch.full((len(log_prior),), -torch.inf, dtype=torch.float64)
-    best = best.scatter_reduce(0, setting, found.value, "amax")
-    hopeful = (best + log_prior >= (best + log_prior).max() - HOPELESS)[setting]
-    worth = hopeful & (found.value >= best[setting] - FAINT)
-    every = torch.cat([moves, problem.priors.free.expand(len(moves), -1)], 1)[worth]
-    good = _Modes(setting[worth], *_climb(problem, setting[worth], found.point[worth], every))
-    pairs = zip(good, found.take(~hopeful), strict=True)
-    return _apart(problem, _Modes(*(torch.cat(pair) for pair in pairs)))
+    plain = _refined(problem, _at(problem, *_starts(problem, start[0])), log_prior, HOPELESS)
+    nearly = _nearly(problem, plain, log_prior)
+    worth = nearly.best() + log_prior >= (plain.best() + log_prior).max() - FAINT
+    others = _refined(problem, nearly.take(worth[nearly.case]), log_prior, FAINT)
+    return _apart(problem, _joined(plain, others, nearly.take(~worth[nearly.case])))
+
+
+def _at(problem: Problem, case: Tensor, point: Tensor) -> _Modes:
+    return _Modes(case, point, problem.log_joint(case, point), _shallow(point))
+
+
+def _joined(*modes: _Modes) -> _Modes:
+    return _Modes(*(torch.cat(parts) for parts in zip(*modes, strict=True)))
+
+
+def _refined(problem: Problem, found: _Modes, log_prior: Tensor, hopeless: float) -> _Modes:
+    """The same, those refined that may matter; faint ones beside better ones of their case are left out."""
+    if not len(found.case):
+        return found
+    best = found.best()
+    hopeful = (best + log_prior >= (best + log_prior).max() - hopeless)[found.case]
+    worth = hopeful & (found.value >= best[found.case] - FAINT)
+    case = found.case[worth]
+    climbed = _climb(problem, case, found.point[worth], problem.moving(case))
+    return _joined(_Modes(case, *climbed), found.take(~hopeful))
+
+
+def _nearly(problem: Problem, plain: _Modes, log_prior: Tensor) -> _Modes:
+    """Cases of a broken higher group, from where that one fits best; those that the lattice forbids are left out."""
+    operations, order = problem.operations, torch.argsort(plain.value, descending=True)
+    first = torch.zeros(len(SETTINGS), dtype=torch.long)
+    first[plain.case[order].flip(0)] = order.flip(0)
+    chosen = torch.nonzero(operations.nearly & (log_prior >= log_prior.max() - HOPELESS))[:, 0]
+    point = plain.point[first[operations.like[chosen]]]
+    bend = problem.priors.bend[-1]
+    if bend is None:
+        return _at(problem, chosen, point)
+    levels = bend.inv(torch.tensor(BREAKINGS, dtype=torch.float64))
+    tried = point.repeat(len(levels), 1, 1)
+    tried[..., -1] = levels[:, None]
+    value = problem.log_joint(chosen.expand(len(levels), -1), tried).argmax(0)
+    return _at(problem, chosen, tried[value, torch.arange(len(chosen))])
 
 
 def _shallow(point: Tensor) -> Tensor:
@@ -546,9 +685,9 @@ def _apart(problem: Problem, modes: _Modes) -> _Modes:
     """Each mode once, best first: two starts may have climbed one hill, or hills that the cell repeats."""
     modes = modes.take(torch.argsort(modes.value, descending=True))
     kept: list[int] = []
-    for i, setting in enumerate(modes.setting.tolist()):
-        others = [j for j in kept if int(modes.setting[j]) == setting]
-        repeats = torch.as_tensor(problem.operations.same[setting] / GRID)
+    for i, case in enumerate(modes.case.tolist()):
+        others = [j for j in kept if int(modes.case[j]) == case]
+        repeats = torch.as_tensor(problem.operations.same[cases()[case].like] / GRID)
         off = modes.point[others, None, :2] + repeats - modes.point[i, :2]
         if not others or (off - off.round()).abs().amax(-1).min() > 0.5 / GRID:
             kept.append(i)
@@ -556,14 +695,15 @@ def _apart(problem: Problem, modes: _Modes) -> _Modes:
 
 
 class _Proposal:
-    """Student distributions around the modes of one setting, wrapped around what the cell repeats of the origin."""
+    """Student distributions around the modes of one case, wrapped around what the cell repeats of the origin."""
 
     def __init__(self, problem: Problem, modes: _Modes) -> None:
-        self.problem, self.setting = problem, int(modes.setting[0])
-        self.moves = torch.as_tensor(problem.operations.moves[self.setting])
-        self.free = torch.cat([self.moves, problem.priors.free])
+        self.problem, self.case = problem, modes.case[0]
+        like = int(problem.operations.like[self.case])
+        self.moves = torch.as_tensor(problem.operations.moves[like])
+        self.free = problem.moving(self.case)
         self.point, self.known = modes.point[:, self.free], modes.point[0]
-        self.repeats = problem.operations.same[self.setting] / GRID
+        self.repeats = problem.operations.same[like] / GRID
         narrow = torch.tensor([WIDEST_ORIGIN**-2] * 2 + [0.0] * (POINT - 2), dtype=torch.float64)
         precision = (torch.diag(narrow) - modes.hessian)[:, self.free][:, :, self.free]
         level, axes = torch.linalg.eigh(precision)
@@ -582,12 +722,12 @@ class _Proposal:
         """Points, and the logs of their weights, whose mean is the evidence."""
         if not self.free.any():
             point = self.known.expand(count, -1)
-            return point, self.problem.log_joint(torch.tensor(self.setting).expand(count), point)
+            return point, self.problem.log_joint(self.case.expand(count), point)
         chosen = torch.multinomial(torch.softmax(self.rough, 0), count, replacement=True)
         moved = self.student.sample((count,))[torch.arange(count), chosen]
         point = self.known.repeat(count, 1)
         point[:, self.free] = moved
-        told = self.problem.log_joint(torch.tensor(self.setting).expand(count), point)
+        told = self.problem.log_joint(self.case.expand(count), point)
         return point, told + np.log(len(self.repeats)) - self._log_prob(moved)
 
     def _log_prob(self, moved: Tensor) -> Tensor:
@@ -605,48 +745,61 @@ def _sampled(
     problem: Problem, modes: _Modes, log_prior: np.ndarray, draws: int, proposals: int
 ) -> Weighed:
     """Evidence by importance sampling around the modes, and draws from what was sampled."""
-    count = len(problem.operations.settings)
-    evidence, error = np.full(count, -np.inf), np.full(count, np.nan)
+    evidence, error = np.full(len(cases()), -np.inf), np.full(len(cases()), np.nan)
     proposal = {
-        i: _Proposal(problem, modes.take(modes.setting == i))
-        for i in modes.setting.unique().tolist()
+        i: _Proposal(problem, modes.take(modes.case == i)) for i in modes.case.unique().tolist()
     }
     for i, one in proposal.items():
         evidence[i] = float(torch.logsumexp(one.rough, 0))
     worth = evidence + log_prior
+    share = worth - np.logaddexp.reduce(worth)
     pools: dict[int, tuple[Tensor, Tensor]] = {}
-    for i in np.flatnonzero(worth >= worth.max() - FAINT).tolist():
-        point, weight = proposal[i].sample(proposals)
-        share = torch.softmax(weight, 0)
-        evidence[i] = float(torch.logsumexp(weight, 0) - np.log(proposals))
-        error[i] = float((share.square().sum() - 1 / proposals).clamp(min=0.0).sqrt())
-        pools[i] = point, share
-    setting, point = _chosen(pools, evidence + log_prior, draws)
-    origin = _spread_out(problem.operations, setting, point[:, :2])
-    return Weighed(evidence, error, setting, origin, problem.priors.envelope(point[:, 2:]))
+    for i in np.flatnonzero(share >= -NO_DRAWS).tolist():
+        count = proposals if share[i] > np.log(SMALL) else proposals // FEWER
+        point, weight = proposal[i].sample(count)
+        weights = torch.softmax(weight, 0)
+        evidence[i] = float(torch.logsumexp(weight, 0) - np.log(count))
+        error[i] = float((weights.square().sum() - 1 / count).clamp(min=0.0).sqrt())
+        pools[i] = point, weights
+    case, point = _chosen(pools, evidence + log_prior, draws)
+    origin = _spread_out(problem.operations, case, point[:, :2])
+    envelope = problem.priors.envelope(point[:, 2:])
+    return Weighed(evidence, error, case, origin, _blind(problem, case, envelope))
+
+
+def _blind(problem: Problem, case: Tensor, envelope: Envelope) -> Envelope:
+    """A breaking as the prior has it where there is none."""
+    entry = problem.priors.entries[-1]
+    if isinstance(entry, float):
+        return envelope
+    drawn = entry.sample(case.shape)
+    return envelope._replace(
+        breaking=torch.where(problem.operations.nearly[case], envelope.breaking, drawn)
+    )
 
 
 def _chosen(
     pools: dict[int, tuple[Tensor, Tensor]], worth: np.ndarray, draws: int
 ) -> tuple[Tensor, Tensor]:
-    """Settings by their probability, and for each a point of its pool by its weight."""
+    """Cases by their probability, and for each a point of its pool by its weight."""
     names = torch.tensor(list(pools))
     share = torch.softmax(torch.as_tensor(worth)[names], 0)
-    setting = names[torch.multinomial(share, draws, replacement=True)]
+    case = names[torch.multinomial(share, draws, replacement=True)]
     point = torch.empty(draws, POINT, dtype=torch.float64)
     for i, (points, weights) in pools.items():
-        here = setting == i
+        here = case == i
         if here.any():
             picked = torch.multinomial(weights, int(here.sum()), replacement=True)
             point[here] = points[picked]
-    return setting, point
+    return case, point
 
 
-def _spread_out(operations: Operations, setting: Tensor, origin: Tensor) -> Tensor:
+def _spread_out(operations: Operations, case: Tensor, origin: Tensor) -> Tensor:
     """Origins all over the cell: those that it repeats are as probable, and along some lines nothing changes."""
     found = torch.empty_like(origin)
-    for i in setting.unique().tolist():
-        here = setting == i
+    like = operations.like[case]
+    for i in like.unique().tolist():
+        here = like == i
         repeats = torch.as_tensor(operations.same[i] / GRID)
         again = repeats[torch.randint(len(repeats), (int(here.sum()),))]
         lines = torch.as_tensor(operations.lines[i], dtype=torch.float64)
@@ -683,7 +836,7 @@ def least_squares(operations: Operations, measured: Measured, envelope: Envelope
         explained = (x.conj() * operations.project(setting, point[:, :2], x)).real
         mean = operations.over_orbit(setting, weight)
         explained = torch.where(mean > 0, explained / mean, 0.0).sum(-1)
-        best = torch.zeros(len(operations.settings), dtype=torch.float64)
+        best = torch.zeros(len(SETTINGS), dtype=torch.float64)
         best = best.scatter_reduce(0, setting, explained, "amax", include_self=False)
         sigma = envelope.noise * measured.noise
         total = (measured.counts[:, None] * (measured.value / sigma[:, None]) ** 2).sum()
