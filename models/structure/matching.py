@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
@@ -56,13 +56,15 @@ ODD = 0.05
 RIM = 1 / 6
 # Where assignments are looked for: the chance to see a neighbour, and clutter relative to the neighbours' own density.
 SEEN, STREWN = 0.98, 0.02
-# Noise of an atom relative to the nearest distance where candidates are looked for; at twice that patterns dissolve.
-COARSE = 0.12
+# Noise of an atom relative to the nearest distance, with which a sample of the patterns tells what it really is; at
+# twice that patterns dissolve.
+COARSE, SAMPLE = 0.12, 512
 # A neighbour is given to a point nearer than this share of the nearest distance, if to any.
 NEAR = 0.8
-# Candidates and terms kept for every atom, and how far they may be below the best, in natural logarithms.
-CANDIDATES, TERMS = 14, 12
-FAR, NEGLIGIBLE = 20.0, 12.0
+# Candidates beyond one for each class and terms kept for every atom, and how far they may be below the best, in natural
+# logarithms: before anything is fitted, and after.
+MORE, TERMS = 30, 12
+ROUGHLY, FAR, NEGLIGIBLE = 12.0, 20.0, 12.0
 # Angles that are tried, and what they must be apart (radians) to count as two; the step moves a neighbour at the rim of
 # three shells by less than a tenth of the nearest distance.
 ANGLES, DISTINCT = np.arange(60) * (2 * math.pi / 60), 0.25
@@ -241,6 +243,11 @@ class _Patterns:
     marks: np.ndarray | None
     density: float
 
+    def take(self, rows: Any) -> _Patterns:
+        """Some of them."""
+        marks = None if self.marks is None else self.marks[rows]
+        return _Patterns(self.raw[rows], self.way[rows], self.there[rows], marks, self.density)
+
 
 def first_guess(data: xr.Dataset, layout: Layout) -> np.ndarray:
     """Scale and distortion of the patterns relative to the templates, from their mean size and roundness."""
@@ -269,21 +276,43 @@ def overlay(data: xr.Dataset, layout: Layout) -> Overlay:
     """Lay every template over every pattern and keep what may matter."""
     guess = first_guess(data, layout)
     seen = _undistorted(data, guess)
-    atom, template, angle, score = _candidates(seen, layout)
-    given = np.empty((len(atom), seen.way.shape[1]), np.int64)
-    figures = np.empty((len(atom), len(FIGURES)))
-    for start in range(0, len(atom), 32 * CHUNK):
-        rows = slice(start, start + 32 * CHUNK)
-        which = atom[rows], template[rows]
-        for _ in range(2):
-            given[rows] = _nearest(seen, layout, *which, angle[rows])
-            figures[rows] = _figures(seen, layout, *which, given[rows])
-            angle[rows] = np.angle(_overlap(guess, figures[rows]))
+    variance = _noise(seen.take(slice(None, None, -(-len(seen.way) // SAMPLE))), layout, guess)
+    # A template lies up to half a step of the angle off.
+    step = (layout.radius * ANGLES[1]) ** 2 / 24
+    candidates = _candidates(seen, layout, variance + step)
+    starts = range(0, len(seen.way), CHUNK)
+    ends = np.searchsorted(candidates.atom, [*starts, len(seen.way)])
+    parts = []
+    for start, first, last in zip(starts, ends[:-1], ends[1:], strict=True):
+        here = seen.take(slice(start, start + CHUNK))
+        found = _placed(here, layout, guess, candidates.take(slice(first, last)).from_atom(start))
+        found = _gated(here, layout, guess, variance, found)
+        parts.append(_kept(here, layout, guess, variance, found))
+    return Overlay(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def _placed(seen: _Patterns, layout: Layout, guess: np.ndarray, rough: _Rough) -> _Candidates:
+    """Candidates with neighbours given to points, at the angle that is best then."""
+    atom, template, angle = rough.atom, rough.template, rough.angle
+    given = _nearest(seen, layout, atom, template, angle, np.zeros(len(atom)))
+    angle, offset = _pose(seen, layout, atom, template, given)
+    given = _nearest(seen, layout, atom, template, angle, offset)
+    figures = _figures(seen, layout, atom, template, given)
     # That nothing is matched is a term of its own, which needs no search.
-    some = np.flatnonzero((given >= 0).any(1))
-    candidates = _Candidates(atom, template, given, figures, angle).take(some)
-    variance = _noise(guess, candidates, score[some], layout)
-    return _kept(seen, layout, guess, variance, _gated(seen, layout, guess, variance, candidates))
+    found = _Candidates(atom, template, given, figures, np.angle(_overlap(guess, figures)))
+    return found.take(np.flatnonzero(found.matched))
+
+
+def _pose(
+    seen: _Patterns, layout: Layout, atom: np.ndarray, template: np.ndarray, given: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Angle and offset at which templates lie best on what is matched; the offset is that of the atom in the middle."""
+    matched = given >= 0
+    t = np.where(matched, layout.complex[template[:, None], given], 0)
+    y = np.where(matched, seen.way[atom], 0)
+    share, sum_t, sum_y = 1 / (matched.sum(1) + 1), t.sum(1), y.sum(1)
+    angle = np.angle((y * np.conj(t)).sum(1) - share * sum_y * np.conj(sum_t))
+    return angle, share * (sum_y * np.exp(-1j * angle) - sum_t)
 
 
 def _undistorted(data: xr.Dataset, matrix: np.ndarray) -> _Patterns:
@@ -304,15 +333,30 @@ def _worth(variance: Any, density: float) -> Any:
     return np.log(SEEN / ((1 - SEEN) * STREWN * density * 4 * math.pi * variance))
 
 
-def _candidates(
-    seen: _Patterns, layout: Layout
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class _Rough:
+    """Templates on patterns before anything is fitted, in order of the atoms: which, how turned, about what worth."""
+
+    atom: np.ndarray
+    template: np.ndarray
+    angle: np.ndarray
+    score: np.ndarray
+
+    def take(self, rows: Any) -> _Rough:
+        """Some of them."""
+        return _Rough(*(part[rows] for part in vars(self).values()))
+
+    def from_atom(self, first: int) -> _Rough:
+        """The same with atoms counted from another one."""
+        return replace(self, atom=self.atom - first)
+
+
+def _candidates(seen: _Patterns, layout: Layout, variance: float) -> _Rough:
     """Which templates at which angles may explain which atoms, and about what they are worth.
 
     A map of each template says what a neighbour is worth that lies here or there, for every step that it may be turned
     by; a pattern is worth the sum over its neighbours.
     """
-    variance = (COARSE * layout.distance.min()) ** 2
     maps = _Maps.of(layout, variance, _worth(variance, seen.density))
     place = torch.as_tensor(np.where(seen.there, _bin(seen.way, layout), RINGS * DIRECTIONS))
     scores, angles, which = [], [], []
@@ -323,7 +367,9 @@ def _candidates(
         scores.append(np.concatenate([score for score, _ in parts]))
         angles.append(np.concatenate([angle for _, angle in parts]))
         which += [t for way in range(int(maps.kept[some].max())) for t in some]
-    return _best(np.concatenate(scores, 1), np.concatenate(angles, 1), np.array(which))
+    return _best(
+        np.concatenate(scores, 1), np.concatenate(angles, 1), np.array(which), layout.motif
+    )
 
 
 def _bin(way: np.ndarray, layout: Layout) -> np.ndarray:
@@ -414,27 +460,34 @@ def _few_best(
     return torch.cat(tops, 1).numpy(), ANGLES[torch.cat(bests, 1).numpy()]
 
 
-def _best(
-    score: np.ndarray, angle: np.ndarray, template: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The best candidates of each pattern, in rows."""
-    most = min(CANDIDATES, score.shape[1])
-    order = np.argpartition(-score, most - 1, axis=1)[:, :most]
-    top = np.take_along_axis(score, order, 1)
-    kept = (top > top.max(1, keepdims=True) - FAR) & np.isfinite(top)
-    atom, place = np.nonzero(kept)
+def _best(score: np.ndarray, angle: np.ndarray, template: np.ndarray, motif: np.ndarray) -> _Rough:
+    """The best candidates of each pattern, in rows: the best of every class, and some more."""
+    near = score > score.max(1, keepdims=True) - ROUGHLY
+    rank = np.where(near, score, -np.inf)
+    for own in (np.flatnonzero(motif[template] == k) for k in range(motif.max() + 1)):
+        first = own[rank[:, own].argmax(1)]
+        # Far above what is no class's best.
+        rank[np.arange(len(rank)), first] += 2 * ROUGHLY
+    most = min(motif.max() + 1 + MORE, score.shape[1])
+    order = np.argpartition(-rank, most - 1, axis=1)[:, :most]
+    atom, place = np.nonzero(np.isfinite(np.take_along_axis(rank, order, 1)))
     row = order[atom, place]
-    return atom, template[row], angle[atom, row], top[atom, place]
+    return _Rough(atom, template[row], angle[atom, row], score[atom, row])
 
 
 def _nearest(
-    seen: _Patterns, layout: Layout, atom: np.ndarray, template: np.ndarray, angle: np.ndarray
+    seen: _Patterns,
+    layout: Layout,
+    atom: np.ndarray,
+    template: np.ndarray,
+    angle: np.ndarray,
+    offset: np.ndarray,
 ) -> np.ndarray:
-    """The point that each neighbour is given to, -1 for none.
+    """The point that each neighbour is given to, -1 for none, where the template lies at an angle and an offset.
 
     Of several neighbours that are nearest to one point the nearest is given to it, the others to points that are free.
     """
-    turned = seen.way[atom] * np.exp(-1j * angle)[:, None]
+    turned = seen.way[atom] * np.exp(-1j * angle)[:, None] - offset[:, None]
     cell = _cell(turned.real, turned.imag, REACH * layout.radius)
     point = layout.nearest[template[:, None], cell]
     away = turned - layout.complex[template[:, None], point]
@@ -525,16 +578,16 @@ class _Candidates:
         return _Candidates(*(part[rows] for part in vars(self).values()))
 
 
-def _noise(guess: np.ndarray, found: _Candidates, score: np.ndarray, layout: Layout) -> float:
+def _noise(seen: _Patterns, layout: Layout, guess: np.ndarray) -> float:
     """Variance of an atom's place, in units of the templates, from what the best candidate of most atoms leaves.
 
     It is only to say what is negligible: not too little, then, and more where few atoms tell it.
     """
     floor = (0.03 * layout.distance.min()) ** 2
-    if not len(found.atom):
-        return float(floor)
-    order = np.lexsort((-score, found.atom))
-    best = found.take(order[np.unique(found.atom[order], return_index=True)[1]])
+    rough = _candidates(seen, layout, (COARSE * layout.distance.min()) ** 2)
+    order = np.lexsort((-rough.score, rough.atom))
+    first = order[np.unique(rough.atom[order], return_index=True)[1]]
+    best = _placed(seen, layout, guess, rough.take(first))
     inverse = np.linalg.inv(guess)
     g = inverse.T @ inverse
     xx, xy, yy = best.figures[:, :3].T
@@ -559,7 +612,10 @@ def _gated(
     np.maximum.at(top, found.atom, value)
     # Without its misfits a candidate can gain what it is worth to explain a few neighbours.
     found = found.take(np.flatnonzero(value > top[found.atom] - FAR))
-    far = _off(seen, layout, found)
+    away = _away(seen, layout, found.atom, found.template, found.given, found.angle)
+    # All that is matched is off together, because the atom in the middle is off its place.
+    off = away - (np.where(found.given >= 0, away, 0).sum(1) / (found.matched + 1))[:, None]
+    far = off.real**2 + off.imag**2
     parts = [found]
     for wider in (1.0, 4.0):
         v = wider * (variance + layout.tolerance[found.template] ** 2)
@@ -605,16 +661,22 @@ def _log_strange(marks: Any) -> Any:
     return -0.5 * (marks / STRANGE) ** 2 - math.log(STRANGE) - 0.5 * math.log(2 * math.pi)
 
 
-def _off(seen: _Patterns, layout: Layout, found: _Candidates) -> np.ndarray:
-    """Square of how far every neighbour is from the point that it is given to."""
-    points = layout.complex[found.template[:, None], found.given]
-    away = seen.way[found.atom] * np.exp(-1j * found.angle)[:, None] - points
-    return np.asarray(away.real**2 + away.imag**2)
+def _away(
+    seen: _Patterns,
+    layout: Layout,
+    atom: np.ndarray,
+    template: np.ndarray,
+    given: np.ndarray,
+    angle: np.ndarray,
+) -> np.ndarray:
+    """From the point that each neighbour is given to, to where it is, once the pattern is turned back."""
+    points = layout.complex[template[:, None], given]
+    return np.asarray(seen.way[atom] * np.exp(-1j * angle)[:, None] - points)
 
 
 def _kept(
     seen: _Patterns, layout: Layout, guess: np.ndarray, variance: float, found: _Candidates
-) -> Overlay:
+) -> tuple[np.ndarray, ...]:
     """The terms that are not negligible, in a table with as many places for every atom."""
     if seen.marks is not None:
         _mark(seen, layout, found)
@@ -641,7 +703,7 @@ def _kept(
         found.template[chosen],
         found.angle[chosen],
     )
-    return Overlay(which, table, seen.there.sum(1), turned)
+    return which, table, seen.there.sum(1), turned
 
 
 def _repeated(layout: Layout, found: _Candidates) -> np.ndarray:
