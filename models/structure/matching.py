@@ -42,6 +42,8 @@ __all__ = [
     "Parameters",
     "Table",
     "as_tensors",
+    "first_guess",
+    "first_noise",
     "log_classes",
     "log_i0e",
     "log_strange",
@@ -272,11 +274,18 @@ def first_guess(data: xr.Dataset, layout: Layout) -> np.ndarray:
     return scale * upper
 
 
+def first_noise(data: xr.Dataset, layout: Layout) -> float:
+    """About how far atoms are off their places in each coordinate, in nm."""
+    guess = first_guess(data, layout)
+    square = _noise(_undistorted(data, guess), layout, guess) * np.linalg.det(guess)
+    return math.sqrt(abs(square))
+
+
 def overlay(data: xr.Dataset, layout: Layout) -> Overlay:
     """Lay every template over every pattern and keep what may matter."""
     guess = first_guess(data, layout)
     seen = _undistorted(data, guess)
-    variance = _noise(seen.take(slice(None, None, -(-len(seen.way) // SAMPLE))), layout, guess)
+    variance = _noise(seen, layout, guess)
     # A template lies up to half a step of the angle off.
     step = (layout.radius * ANGLES[1]) ** 2 / 24
     candidates = _candidates(seen, layout, variance + step)
@@ -579,11 +588,12 @@ class _Candidates:
 
 
 def _noise(seen: _Patterns, layout: Layout, guess: np.ndarray) -> float:
-    """Variance of an atom's place, in units of the templates, from what the best candidate of most atoms leaves.
+    """Variance of an atom's place, in units of the templates, from what the best candidate of most of a sample leaves.
 
     It is only to say what is negligible: not too little, then, and more where few atoms tell it.
     """
     floor = (0.03 * layout.distance.min()) ** 2
+    seen = seen.take(slice(None, None, -(-len(seen.way) // SAMPLE)))
     rough = _candidates(seen, layout, (COARSE * layout.distance.min()) ** 2)
     order = np.lexsort((-rough.score, rough.atom))
     first = order[np.unique(rough.atom[order], return_index=True)[1]]

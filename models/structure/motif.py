@@ -18,7 +18,7 @@ from torch.distributions import constraints
 
 from ...datasets.derived.patterns import REACH, filled, patterns
 from ...datasets.scenes import simulate
-from ..model import Model, View, model, observe, sample
+from ..model import Model, Told, View, model, observe, sample
 from ..priors import ModelError, Prior, PriorSet, prior_set
 from .matching import (
     MIDDLE,
@@ -29,11 +29,14 @@ from .matching import (
     Parameters,
     Table,
     as_tensors,
+    first_guess,
+    first_noise,
     log_classes,
     log_strange,
     overlay,
     parameters,
 )
+from .shared_parameters import Values, learn
 from .templates import LIBRARIES, Library, library, read_templates
 
 __all__ = ["motif", "motifs_from"]
@@ -51,8 +54,12 @@ SYMBOLS = {
 }
 # Pseudo-counts: the first class of a library is the bulk, of which most atoms are.
 BULK, RARE = 20.0, 1.0
-# Patterns told together where quantities of every atom are derived.
-TOGETHER = 10_000
+# Atoms that the parameters are learnt from, and those that climbs to the top are made on.
+ENOUGH, FEW_ATOMS = 2000, 300
+# Draws at most: there are as many different ones.
+MOST = 400
+# Patterns told together where quantities of every atom are derived, and the draws that these are averaged over.
+TOGETHER, FEW_DRAWS = 4096, 8
 
 
 def _prior(
@@ -327,10 +334,7 @@ def _tell(patterns: View, prior: Prior, found: Library) -> None:
     """The story, for one library of templates."""
     layout = _laid_out(patterns, prior, found)
     unit = _unit_tensor(patterns, prior)
-    names = ["noise", "scale", "stretch", "shear", "detection", "clutter"]
-    if patterns.sizes["feature"] == 3:
-        names += ["contrast", "spread"]
-    values = {name: sample(name, prior[name]) for name in names}
+    values = {name: sample(name, prior[name]) for name in _parameters(patterns)}
     weights = sample("weights", prior.weights)
     if weights.shape[-1] != len(found.classes):
         raise ModelError(
@@ -341,6 +345,51 @@ def _tell(patterns: View, prior: Prior, found: Library) -> None:
     with patterns.plate("atom"):
         kind = sample("motif", Categorical(weights))
         observe("neighbour", Pattern(patterns, layout, told, torch.linalg.inv(told.inverse), kind))
+
+
+def _parameters(view: View) -> list[str]:
+    """Names of what all atoms share besides the frequencies of the classes."""
+    marks = ["contrast", "spread"] if view.sizes["feature"] == 3 else []
+    return ["noise", "scale", "stretch", "shear", "detection", "clutter", *marks]
+
+
+def _learnt(
+    view: View, prior: Prior, found: Library, draws: int, seed: int, mask: Tensor | None
+) -> Told:
+    """The posterior of what all atoms share."""
+    if mask is not None:
+        view = View(view.data.isel(atom=np.flatnonzero(mask.numpy())))
+    layout, unit = _laid_out(view, prior, found), _unit_tensor(view, prior)
+    every, disc = _table(view, layout), math.pi * view.radius**2
+    few = Table(*(part[:: max(1, len(part) // FEW_ATOMS)] for part in every))
+    names = _parameters(view)
+    priors = {n: prior[n] for n in (*names, "weights") if not isinstance(prior[n], float)}
+    known = {n: sample(n, prior[n]) for n in names if n not in priors}
+
+    def evidence(values: Values, some: bool) -> Tensor:
+        told = _told(view, layout, unit, known | values)
+        return log_classes(layout, few if some else every, told, view.density, disc)
+
+    starts = _starts(view, layout, unit, priors, seed)
+    return learn(priors, evidence, starts, draws=min(draws, MOST), seed=seed)
+
+
+def _starts(
+    view: View, layout: Layout, unit: Tensor | float, priors: Mapping[str, Any], seed: int
+) -> list[Values]:
+    """Where to climb from: what the templates were laid over with, and twice the noise, and much clutter."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        drawn = {name: prior.sample((201,)) for name, prior in priors.items()}
+    (a, b), (_, d) = first_guess(view.data, layout)
+    noise = first_noise(view.data, layout)
+    seen = {"scale": a / float(unit), "shear": b / a, "stretch": d / a, "noise": noise}
+    middle = {name: value.median(0).values for name, value in drawn.items()}
+    middle["weights"] = priors["weights"].mean
+    middle |= {n: torch.tensor(v, dtype=torch.float64) for n, v in seen.items() if n in priors}
+    more = {n: torch.quantile(v, 0.95) for n, v in drawn.items() if n == "clutter"}
+    noisy = {n: 2 * middle[n] for n in ("noise",) if n in priors}
+    return [middle, middle | noisy, middle | more]
 
 
 def _unit_tensor(view: View, prior: Mapping[str, Any]) -> Tensor | float:
@@ -368,7 +417,12 @@ def _derived_some(
     layout, unit = _laid_out(view, prior, found), _unit_tensor(view, prior)
     table = _table(view, layout)
     disc = math.pi * view.radius**2
-    draws = len(values["noise"])
+    rows = np.unique(np.linspace(0, len(values["weights"]) - 1, FEW_DRAWS).astype(int))
+    values = {name: value[rows] for name, value in values.items()}
+    values |= {
+        n: sample(n, prior[n]).expand(len(rows)) for n in _parameters(view) if n not in values
+    }
+    draws = len(rows)
     mean = torch.zeros(len(found.classes), view.sizes["atom"], dtype=torch.float64)
     share = torch.zeros(table.template.shape, dtype=torch.float64)
     for draw in range(draws):
@@ -411,6 +465,12 @@ def _as_dataset(
     return xr.Dataset(made, {"atom": view.data["atom"]} if "atom" in view.data.coords else {})
 
 
+def _posterior(
+    view: View, prior: Prior, *, draws: int, seed: int, mask: Tensor | None = None
+) -> Told:
+    return _learnt(view, prior, _built_in(prior.library), draws, seed, mask)
+
+
 def _derive(view: View, prior: Prior, values: Mapping[str, Tensor]) -> xr.Dataset:
     return _derived(view, prior, values, _built_in(prior.library))
 
@@ -424,8 +484,8 @@ def _derive(view: View, prior: Prior, values: Mapping[str, Tensor]) -> xr.Datase
     noise="noise",
     labels={"motif": _names},
     derive=_derive,
-    runner="laplace",
-    enough=300,
+    posterior=_posterior,
+    enough=ENOUGH,
     design=_sheet,
 )
 def motif(patterns: View, prior: Prior) -> None:
@@ -502,6 +562,11 @@ def motifs_from(
     def story(patterns: View, prior: Prior) -> None:
         _tell(patterns, prior, found)
 
+    def posterior(
+        view: View, prior: Prior, *, draws: int, seed: int, mask: Tensor | None = None
+    ) -> Told:
+        return _learnt(view, prior, found, draws, seed, mask)
+
     story.__name__ = story.__qualname__ = named
     story.__doc__ = (motif.story.__doc__ or "").replace("Motifs,", f"Motifs of {found.name},", 1)
     made: Model = model(
@@ -513,8 +578,8 @@ def motifs_from(
         noise="noise",
         labels={"motif": found.classes},
         derive=lambda view, prior, values: _derived(view, prior, values, found),
-        runner="laplace",
-        enough=300,
+        posterior=posterior,
+        enough=ENOUGH,
         design=_sheet,
         family="structure",
     )(story)
