@@ -17,8 +17,9 @@ from ...datasets.kinds import DataError, dataset
 from ..model import Told, View, model, observe, sample
 from ..priors import ModelError, Prior, prior_set
 from .counts import Counts
-from .detect import Found, Population, find_peaks
+from .detect import Found, find_peaks
 from .peaks import Fitted, Frame, Noise, Peaks, Pull, fit_peaks, row_weights, spline_basis
+from .population import Population, distances
 from .spread import covariances, joint_draws
 
 __all__ = ["columns", "find_sites", "fit_columns"]
@@ -241,8 +242,8 @@ def _derived(view: View, fitted: Fitted, covariance: Tensor) -> xr.Dataset:
     """Place, covariance, intensity and presence of every column, and what became of the candidates."""
     peaks, pixel = fitted.peaks, pixel_of(view.data)
     corner = np.array([float(view.data["x"][0]), float(view.data["y"][0])])
-    area = float(view.sizes["y"] * view.sizes["x"])
-    odds = Population.learn(peaks, covariance, area).log_odds(peaks.intensity, covariance)
+    population = Population.learn(peaks, covariance, (view.sizes["y"], view.sizes["x"]))
+    odds = population.log_odds(peaks.intensity, covariance, distances(peaks))
     place = covariance[:, :2, :2].clone()
     jitter = float(view.attrs.get("jitter_nm", 0.0)) / pixel
     place[:, 0, 0] += jitter**2 * row_weights(fitted.system)

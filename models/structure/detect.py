@@ -3,12 +3,12 @@
 Candidates are maxima of the Laplacian of Gaussians, at a threshold low enough to lose nothing that evidence could keep.
 All are fitted together. Whether there is a peak or none is then told by the odds
 
-    log odds = z² / 2 + log(λ · 2π √det Σ · p(A) · √(2π) σ_A),
+    log odds = z² / 2 + log(λ · g(r) · 2π √det Σ · p(A) · √(2π) σ_A),
 
 the ratio of the evidence with and without the peak in Laplace's approximation: z = A / σ_A with σ_A at a given place,
-Σ the covariance of the place, λ the number of peaks per pixel and p the distribution of their intensities. Both are
-learnt from the peaks themselves, each counting with its probability; a broad part of p keeps the rare column of another
-brightness. What the residual still shows is tried in the same way, until nothing is added and nothing is dropped.
+Σ the covariance of the place, λ the number of peaks per pixel, p the distribution of their intensities and g how much
+rarer they are at a distance r from the nearest other. All are learnt from the peaks themselves, each counting with its
+probability. What the residual still shows is tried in the same way, until nothing is added and nothing is dropped.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from .peaks import (
     row_weights,
     spline_knots,
 )
+from .population import Population, distances
 from .spread import covariances
 
 __all__ = ["Found", "find_peaks", "noise_law"]
@@ -52,14 +53,8 @@ CLEAR = 6.0
 OCTAVE, FINEST, COARSEST = 2**0.5, 0.7, 24.0
 # Side of the part of a large image in which scale and noise are looked for.
 SAMPLE = 512
-# Share of the broad part of the distribution of intensities, and the range that it spans about the brightest.
-BROAD, RANGE = 0.05, (0.02, 10.0)
-# Log density beyond that range.
-NEVER = -1e4
 # In medians, how bright a peak may be: loose, but a peak that is hardly in the frame has no other bound.
 BRIGHTEST = 10.0
-# Least relative width of the kernels that the distribution is made of.
-KERNEL = 0.05
 # Knots of the background in spacings, coarsest first; the finer are tried where the residual asks for them.
 KNOTS = (5.0, 2.5, 1.5)
 # No knots closer than that, in widths: a background that follows the peaks would be one.
@@ -74,10 +69,10 @@ TOLD = 0.02
 RIM = 5.0
 # Pixels apart up to which noise may be shared.
 SHARED_LAGS = 2
-# Relative width of the classes of brightness in which peaks and pits of the residual are compared.
-CLASS = 0.2
 # Rounds of adding and dropping. Each candidate is tried twice at most, so that rounds end by themselves.
-MOST_ROUNDS = 12
+MOST_ROUNDS = 24
+# Share of the peaks still added or dropped from which on what else the residual shares is noise.
+FEW = 0.01
 # Widths within which two peaks are one if they ended there, and within which one of them at a time is dropped.
 MERGED, TOGETHER = 0.5, 2.5
 # Widths around a peak in which nothing new is tried, and within which a place counts as tried before.
@@ -348,18 +343,20 @@ class _Search:
         peaks = self._first(self.start.join(x, y, intensity))
         new = torch.zeros(len(peaks), dtype=torch.bool)
         before: Fitted | None = None
-        for rounds in range(1, MOST_ROUNDS + 1):
+        rounds = 0
+        while rounds < MOST_ROUNDS:
+            rounds += 1
             fitted, new, changed = self._settled(peaks, new)
             peaks = fitted.peaks
             covariance = covariances(self.frame, fitted.system)
-            self.population = Population.learn(peaks, covariance, self.area)
-            odds = self.population.log_odds(peaks.intensity, covariance)
+            self.population = Population.learn(peaks, covariance, self.image.shape)
+            odds = self.population.log_odds(peaks.intensity, covariance, distances(peaks))
             keep = self._keep(peaks, odds)
             self._reject(peaks, odds, ~keep)
             if before is not None and not changed and _only(keep, ~new, len(before.peaks)):
                 # All that were tried are gone again and nothing else has changed: the fit is the one before them, and
                 # what that left to try has been tried.
-                fitted, peaks, left = before, before.peaks, False
+                fitted, peaks, keep, extra = before, before.peaks, keep[keep], None
             else:
                 *extra, z = self._residual(fitted)
                 # Either may explain what is left: closer knots, or more peaks. What gains more for each parameter is
@@ -368,16 +365,19 @@ class _Search:
                     peaks, before = self._restarted(peaks.take(keep)), None
                     new = torch.zeros(len(peaks), dtype=torch.bool)
                     continue
-                left = bool(len(z)) or not bool(keep.all())
-            if not left:
-                if not self._share_noise(fitted):
-                    break
-                before, new = None, torch.zeros(len(peaks), dtype=torch.bool)
-                continue
-            self.proposed.append(torch.stack(extra[:2], 1).numpy())
-            before = fitted if bool(keep.all()) else None
-            peaks = peaks.take(keep).join(*extra)
-            new = torch.arange(len(peaks)) >= int(keep.sum())
+            count = (len(extra[0]) if extra else 0) + int((~keep).sum())
+            shared = count <= FEW * len(peaks) and self._share_noise(fitted)
+            if not count and not shared:
+                break
+            before = fitted if bool(keep.all()) and not shared else None
+            peaks = peaks.take(keep)
+            old = len(peaks)
+            if extra:
+                self.proposed.append(torch.stack(extra[:2], 1).numpy())
+                peaks = peaks.join(*extra)
+            new = torch.arange(len(peaks)) >= old
+        return self._finish(peaks, rounds)
+
         return self._finish(peaks, rounds)
 
     def _settled(self, peaks: Peaks, new: Tensor) -> tuple[Fitted, Tensor, bool]:
@@ -437,7 +437,7 @@ class _Search:
     def _share_noise(self, fitted: Fitted) -> bool:
         """Where pixels share noise, make it as much more as it does not average out over a column.
 
-        Only in the end: columns not yet found look like noise that pixels share.
+        Only towards the end: columns not yet found look like noise that pixels share.
         """
         if self.known or self.counts or self.joint != 1:
             return False
@@ -454,18 +454,13 @@ class _Search:
         self.frame = _changed(self.frame, noise=Noise(*(joint * v for v in self.frame.noise)))
         return True
 
-    @property
-    def area(self) -> float:
-        """Pixels of the image."""
-        return float(self.image.size)
-
     def _finish(self, peaks: Peaks, rounds: int) -> Found:
         while True:
             fitted = self._fit(peaks, 30, 0.02)
             peaks = fitted.peaks
             covariance = covariances(self.frame, fitted.system)
-            population = Population.learn(peaks, covariance, self.area)
-            odds = population.log_odds(peaks.intensity, covariance)
+            population = Population.learn(peaks, covariance, self.image.shape)
+            odds = population.log_odds(peaks.intensity, covariance, distances(peaks))
             keep = self._keep(peaks, odds)
             if bool(keep.all()):
                 break
@@ -555,10 +550,10 @@ class _Search:
         intensity = torch.from_numpy(np.minimum(clear * sd, bright))
         deep = _maxima(-z, 0.8 * w) & (z < -CANDIDATE)
         against = -z[deep] / np.sqrt(power[deep])
-        population = self.population.with_more(intensity.numpy(), against, self.area)
-        odds = population.log_odds(intensity, torch.from_numpy(block))
-        good = odds.numpy() > 0
         here = np.stack([col, row], 1).astype(float) - beyond
+        population = self.population.with_more(intensity.numpy(), against, self.image.size)
+        odds = population.log_odds(intensity, torch.from_numpy(block), distances(peaks, here))
+        good = odds.numpy() > 0
         if len(here):
             old = np.stack([peaks.x.numpy(), peaks.y.numpy()], 1)
             good &= _near(here, old, TRIED * w) == 0
@@ -597,23 +592,6 @@ class _Search:
 def _only(keep: Tensor, old: Tensor, count: int) -> bool:
     """Whether all the old ones are kept, which were so many, and no other."""
     return torch.equal(keep, old) and int(old.sum()) == count
-
-
-def _at_place(covariance: Tensor) -> Tensor:
-    """Standard deviation of each intensity, its peak's place given.
-
-    The mean is linear in an intensity at a given place, and a peak that is gone has none: this is what tells by how
-    much the image is less likely without it. Of a peak outside the frame the place is hardly known, and how bright it
-    is depends on where it is; that it is there may be certain all the same.
-    """
-    place = covariance[:, :2, :2]
-    scale = place.diagonal(dim1=1, dim2=2).clamp(min=1e-300).rsqrt()
-    unit = place * scale[:, :, None] * scale[:, None, :]
-    unit = unit + 1e-9 * torch.eye(2, dtype=torch.float64)
-    lean = (covariance[:, :2, 2] * scale)[:, :, None]
-    known = (lean * torch.linalg.solve(unit, lean)).sum((1, 2))
-    whole = covariance[:, 2, 2].clamp(min=1e-300)
-    return torch.maximum(whole - known, 1e-6 * whole).sqrt()
 
 
 def _near(places: np.ndarray, others: np.ndarray, reach: float) -> np.ndarray:
@@ -738,97 +716,3 @@ def _correlation(frame: Frame, fitted: Fitted) -> tuple[float, float]:
     across = float((r[:, 1:] * r[:, :-1]).mean()) / power
     down = float((r[1:] * r[:-1]).mean()) / power
     return across, down
-
-
-@dataclass(frozen=True)
-class Population:
-    """How many peaks there are per pixel, and how bright they are.
-
-    Attributes:
-        density: peaks per pixel.
-        grid: logarithms of intensities.
-        log_p: log density of the logarithm of an intensity there.
-    """
-
-    density: float
-    grid: np.ndarray
-    log_p: np.ndarray
-
-    @classmethod
-    def learn(cls, peaks: Peaks, covariance: Tensor, area: float, rounds: int = 8) -> Population:
-        """From peaks that each count with their probability, which follows from what is learnt."""
-        a = peaks.intensity.clamp(min=1e-300).numpy()
-        z = (peaks.intensity / covariance[:, 2, 2].sqrt()).numpy()
-        chance = (z > 4).astype(float) if (z > 4).sum() > 10 else np.ones(len(a))
-        if not len(a):
-            return cls(1 / area, np.zeros(2), np.zeros(2))
-        found = cls._from(a, z, chance, area)
-        for _ in range(rounds):
-            odds = found.log_odds(peaks.intensity, covariance).numpy()
-            chance = 1 / (1 + np.exp(-np.clip(odds, -50, 50)))
-            found = cls._from(a, z, chance, area)
-        return found
-
-    @classmethod
-    def _from(cls, a: np.ndarray, z: np.ndarray, chance: np.ndarray, area: float) -> Population:
-        from scipy.ndimage import gaussian_filter1d
-
-        log_a = np.log(a)
-        order = np.argsort(log_a)
-        rank = np.cumsum(chance[order])
-        top = log_a[order][min(len(a) - 1, int(np.searchsorted(rank, 0.9 * rank[-1])))]
-        low, high = top + math.log(RANGE[0]), top + math.log(RANGE[1])
-        grid = np.linspace(low, high, 512)
-        h = grid[1] - grid[0]
-        # Each peak as broad as it is known, in a few classes of breadth.
-        breadth = np.maximum(KERNEL, 1 / np.maximum(z, 1.0))
-        classes = np.digitize(breadth, (0.07, 0.12, 0.2, 0.35))
-        place = np.clip(np.rint((log_a - low) / h).astype(int), 0, len(grid) - 1)
-        total = np.zeros(len(grid))
-        for c in np.unique(classes):
-            these = classes == c
-            counts = np.bincount(place[these], chance[these], len(grid))
-            sigma = float(np.median(breadth[these])) / h
-            total += gaussian_filter1d(counts, sigma, mode="constant")
-        weight = max(float(chance.sum()), 1e-9)
-        p = (1 - BROAD) * total / (weight * h) + BROAD / (high - low)
-        return cls(max(weight, 1.0) / area, grid, np.log(p))
-
-    def with_more(self, peaks: np.ndarray, pits: np.ndarray, area: float) -> Population:
-        """With those not yet found: noise has as many pits as peaks, and what there are more of peaks are columns.
-
-        Args:
-            peaks: intensities of the maxima of the residual.
-            pits: depths of its minima, as intensities.
-            area: pixels of the image.
-        """
-        from scipy.ndimage import gaussian_filter1d
-
-        h = self.grid[1] - self.grid[0]
-        if h <= 0:
-            return self
-        counts = []
-        for found in (peaks, pits):
-            inside = found[found > 0]
-            place = np.rint((np.log(inside) - self.grid[0]) / h).astype(int)
-            place = place[(place >= 0) & (place < len(self.grid))]
-            sums = np.bincount(place, minlength=len(self.grid)).astype(float)
-            counts.append(gaussian_filter1d(sums, CLASS / h, mode="constant"))
-        # One standard error of the difference is not taken for columns.
-        more = np.maximum(counts[0] - counts[1] - np.sqrt(counts[0] + counts[1]), 0) / (h * area)
-        total = self.density * np.exp(self.log_p) + more
-        density = float(self.density + more.sum() * h)
-        return Population(density, self.grid, np.log(total / density))
-
-    def log_odds(self, intensity: Tensor, covariance: Tensor) -> Tensor:
-        """Log odds for a peak of these intensities and covariances, against none."""
-        a = intensity.clamp(min=1e-300)
-        sd = _at_place(covariance)
-        place = covariance[:, 0, 0] * covariance[:, 1, 1] - covariance[:, 0, 1] ** 2
-        # Where a place is unknown it is still within the reach of the peak's own window.
-        log_a = a.log()
-        p = torch.from_numpy(np.interp(log_a.numpy(), self.grid, self.log_p, NEVER, NEVER))
-        volume = math.log(2 * math.pi) + 0.5 * place.clamp(min=1e-300).log()
-        # An intensity below its own error has the range of the error to lie in, not that of its logarithm.
-        known = 0.5 * math.log(2 * math.pi) + (sd / torch.maximum(a, sd)).log()
-        return 0.5 * (a / sd) ** 2 + math.log(self.density) + volume + p + known
