@@ -5,6 +5,10 @@ shell starts where the nominal arrangement has its first slot. `angle` and `radi
 polygons, the second turned against the first by nothing or by half a step, whichever the data show. Where sublattices
 are told apart, `side` is 1 for atoms of one and -1 for those of the other.
 
+The first shell is that of the nearest, and tells the orientation; in the second each slot has the atom that is nearest
+to its place, since by distance alone a second shell and a third are mixed up long before that by noise and shear.
+Neighbours are chosen as if the scan had no shear: where the mean first shell is round.
+
 Settings, all numbers:
 
 - `first`: neighbours in the first shell; 0 finds it, by the widest gap in the distances;
@@ -39,6 +43,10 @@ FEWEST, MOST = 2, 8
 AS_WIDE = 0.75
 # A disc wider than the shell by this factor must lie in the data, or the rim may have cut the shell.
 ROOM = 1.15
+# Squares of the mean first shell's axes whose ratio is larger are those of a chain, or of no crystal.
+ROUND = 2.0
+# Atoms whose slots are filled together.
+TOGETHER = 8192
 # Share of the variance of log intensity between two groups. One Gaussian cut at its mean gives 2/π = 0.64 and a
 # flat distribution 0.75, so that more than this is two groups.
 TWO_GROUPS = 0.8
@@ -106,7 +114,8 @@ def shells(data: xr.Dataset, settings: Mapping[str, float]) -> xr.Dataset:
     first = _count(settings, "first") or coordination(position, kinds)
     second = _count(settings, "second")
     _check_counts(first, second, len(position))
-    found = nearest(position, first, second, kinds)
+    even = _rounded(position, nearest(position, first, 0, kinds))
+    found = nearest(even, first, second, kinds)
     reach = np.linalg.norm(position[found] - position[:, None], axis=2)
     radii = [float(np.median(reach[:, :first]))]
     radii += [float(np.median(reach[:, first:]))] if second else []
@@ -121,7 +130,9 @@ def shells(data: xr.Dataset, settings: Mapping[str, float]) -> xr.Dataset:
         raise DataError(
             f"shells: {why}, and none is left of {len(position)}; take a larger field or fewer neighbours"
         )
-    slots, offset = _in_slots(position, found[atoms], atoms, first)
+    slots, offset = _in_slots(even, found[atoms], atoms, first)
+    if second:
+        slots = _at_places(even, slots, atoms, first, offset, kinds)
     made = _dataset(data, atoms, slots, first, offset, _nominal(radii, settings), why)
     return made if kinds is None else validate(made.assign(side=("atom", 2 * kinds[atoms] - 1)))
 
@@ -276,6 +287,68 @@ def _in_slots(
     outer_order = np.take_along_axis(order, shift % second, 1)
     outer_slots = np.take_along_axis(found[:, first:], outer_order, 1)
     return np.concatenate([slots, outer_slots], 1), 0.5 * half
+
+
+def _rounded(position: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Positions without the shear and stretch that most first shells have in common."""
+    way = position[found] - position[:, None]
+    square = np.median(np.einsum("nsi,nsj->nij", way, way), axis=0)
+    values, vectors = np.linalg.eigh(square)
+    if found.shape[1] < 3 or not 0 < values[1] < ROUND * values[0]:
+        return position
+    back = vectors / np.sqrt(values / np.sqrt(values.prod())) @ vectors.T
+    return np.asarray(position @ back.T)
+
+
+def _at_places(
+    position: np.ndarray,
+    slots: np.ndarray,
+    atoms: np.ndarray,
+    first: int,
+    offset: float,
+    kinds: np.ndarray | None,
+) -> np.ndarray:
+    """Slots with the second shell chosen anew: in each the atom nearest to its place, none in two."""
+    from scipy.spatial import cKDTree
+
+    second = slots.shape[1] - first
+    way = _complex(position[slots] - position[atoms][:, None])
+    unit = way[:, :first] / np.abs(way[:, :first])
+    turn = unit @ np.exp(-2j * np.pi * np.arange(first) / first)
+    turn /= np.abs(turn) + 1e-300
+    polygon = np.exp(2j * np.pi * (np.arange(second) + offset) / second)
+    place = turn[:, None] * polygon * np.median(np.abs(way[:, first:]))
+    result = slots.copy()
+    for kind in [None] if kinds is None else np.unique(kinds[atoms]):
+        here = np.arange(len(atoms)) if kinds is None else np.flatnonzero(kinds[atoms] == kind)
+        pool = np.arange(len(position)) if kinds is None else np.flatnonzero(kinds == kind)
+        tree = cKDTree(position[pool])
+        most = min(first + 2 * second + 1, len(pool))
+        for start in range(0, len(here), TOGETHER):
+            rows = here[start : start + TOGETHER]
+            near = pool[tree.query(position[atoms[rows]], most)[1]]
+            taken = (near[:, :, None] == slots[rows, None, :first]).any(2)
+            taken |= near == atoms[rows, None]
+            apart = np.abs(
+                _complex(position[near] - position[atoms[rows]][:, None])[:, None]
+                - place[rows, :, None]
+            )
+            apart[np.broadcast_to(taken[:, None], apart.shape)] = np.inf
+            result[rows, first:] = np.take_along_axis(near, _matched(apart), 1)
+    return result
+
+
+def _matched(apart: np.ndarray) -> np.ndarray:
+    """For every place the candidate that it gets, by distances (atom, place, candidate), the closest pairs first."""
+    count, places, candidates = apart.shape
+    found = np.zeros((count, places), np.int64)
+    rows = np.arange(count)
+    for _ in range(places):
+        place, candidate = np.divmod(apart.reshape(count, -1).argmin(1), candidates)
+        found[rows, place] = candidate
+        apart[rows, place] = np.inf
+        apart[rows, :, candidate] = np.inf
+    return found
 
 
 def _complex(vectors: np.ndarray) -> np.ndarray:

@@ -55,6 +55,30 @@ def test_two_like_shells_of_a_square_lattice_are_turned_by_half_a_step():
     np.testing.assert_allclose(found.radius.values[4], 0.4 * np.sqrt(2))
 
 
+@pytest.mark.parametrize("shear", [0.0, 0.06])
+def test_the_second_shell_is_the_right_one_under_noise_that_mixes_it_with_the_third(shear):
+    """Distances in the second and the third shell differ by 38 pm, and noise of 10 pm in all three coordinates."""
+    basis = [[0, 0], [0.123, 0.123 / 3**0.5]]
+    cell = ([0.246, 0], [0.123, 0.246 * np.sqrt(0.75)])
+    still, _ = lattice(*cell, basis, cells=24)
+    noisy, _ = lattice(*cell, basis, cells=24, jitter=0.01)
+    matrix = np.array([[1.0, shear], [0.0, 0.98]])
+    noisy["position"].values[:] = noisy.position.values @ matrix.T
+    found = shells(noisy, {"first": 3, "second": 6})
+    right = nearest(still.position.values, 3, 6)[found.atom.values]
+    same = (np.sort(right[:, 3:], 1) == np.sort(found.neighbour_atom.values[:, 3:], 1)).all(1)
+    # A place is told to 17 pm and the next atom is 142 pm away: one in 30,000 is at more than half of that.
+    assert same.mean() > 0.99
+
+
+def test_no_atom_is_in_two_slots_even_where_one_is_missing():
+    atoms = HONEYCOMB.isel(atom=np.arange(HONEYCOMB.sizes["atom"]) != 60)
+    found = shells(atoms, {"first": 3, "second": 6})
+    for row in found.neighbour_atom.values:
+        assert len(set(row)) == 9
+    assert not (found.neighbour_atom.values == found.atom.values[:, None]).any()
+
+
 def test_unlike_neighbours_are_of_the_other_species_and_like_ones_of_the_same():
     atoms, kinds = ROCK
     atoms = atoms.assign(species=("atom", kinds))
