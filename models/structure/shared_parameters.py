@@ -152,7 +152,8 @@ def _latent(name: str, prior: Any) -> _Latent:
         raise ModelError(
             f"{name} has a prior whose support real numbers cannot be mapped to; take another runner, such as laplace"
         ) from error
-    shape = torch.Size(onto.inverse_shape(prior.batch_shape + prior.event_shape))
+    with torch.random.fork_rng(devices=[]):
+        shape = onto.inv(prior.sample()).shape
     return _Latent(name, prior, onto, shape, shape.numel())
 
 

@@ -361,7 +361,8 @@ def _told_of(atoms: View, values: Mapping[str, Tensor], here: slice) -> dict[str
 
 def evidence_of(atoms: View, prior: Prior, values: Mapping[str, Tensor]) -> Tensor:
     """Log evidence of every hypothesis for every site, (hypothesis, atom)."""
-    known = {n: torch.as_tensor(prior[n]) for n in (*PARAMETERS, *WIDTHS) if n not in values}
+    missing = [n for n in (*PARAMETERS, *WIDTHS) if n not in values]
+    known = {n: torch.as_tensor(prior[n], dtype=torch.float64) for n in missing}
     values = {**known, **values}
     site = site_of(atoms, values, [values[name] for name in WIDTHS])
     errors = variances(atoms, values["inflation"])

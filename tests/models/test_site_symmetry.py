@@ -253,6 +253,7 @@ def test_probabilities_given_the_parameters_come_true_as_often_as_they_say(name,
     assert square < 4.5**2
 
 
+@pytest.mark.slow
 def test_the_scan_is_found_and_is_not_the_crystals_symmetry_breaking():
     atoms = simulate("graphene", gives="atoms", field=2.6, shear=0.06, precision=0.004, seed=4)
     run = fit("site_symmetry", atoms, prior="graphene", lean=True, predictive=0)
@@ -320,3 +321,18 @@ def test_low_noise_leaves_nothing_to_the_prior_and_high_noise_does():
         assert isinstance(told, xr.Dataset)
         shares.append(told.attrs["prior_driven_share"])
     assert shares[0] < 0.1 < shares[1]
+
+
+@pytest.mark.slow
+def test_a_scan_that_drifts_down_the_frame_breaks_no_symmetry_and_one_matrix_for_all_rows_would():
+    # The slope of this drift changes by 12 % from the top to the bottom, thirty times what sites are off by.
+    atoms = simulate("graphene", gives="atoms", field=3, drift=0.03, precision=0.004, seed=5)
+    share = []
+    for drift in (find("site_symmetry").prior("graphene").entries["drift"], 0.0):
+        prior = {"set": "graphene", "drift": drift}
+        run = fit("site_symmetry", atoms, prior=prior, lean=True, predictive=0)
+        classes = run["classes"].to_dataset()
+        likeliest = classes.group_class.values[classes["group"].values.argmax(1)]
+        share.append((likeliest == "D3").mean())
+    assert share[0] > 0.9
+    assert share[1] < share[0] - 0.2
