@@ -4,6 +4,7 @@
     python benchmarks/site_symmetry.py known           # the same with the parameters known
     python benchmarks/site_symmetry.py speed           # evidence of 100,000 atoms
     python benchmarks/site_symmetry.py scenes          # materials, sheared and not
+    python benchmarks/site_symmetry.py defects         # sites next to vacancies, silicon, a grain boundary
     python benchmarks/site_symmetry.py agreement       # where the prior decides
     python benchmarks/site_symmetry.py image FILE      # a HAADF image of MoS2, (512, 512) over 9 nm
 
@@ -23,12 +24,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 import xarray as xr
+from scipy.spatial import cKDTree
 
-from atomzoo.datasets.kinds import dataset
+from atomzoo.datasets.files import read
 from atomzoo.datasets.scenes import simulate
 from atomzoo.inference.fit import fit
 from atomzoo.models.model import View, find
-from atomzoo.models.structure.detect import find_peaks
+from atomzoo.models.structure.columns import fit_columns
 from atomzoo.models.structure.point_groups import Arrangement, Site
 from atomzoo.models.structure.site_symmetry import PARAMETERS, WIDTHS
 from atomzoo.models.structure.site_symmetry import told as told_of
@@ -214,6 +216,73 @@ def scenes(materials: Iterable[str], shears: Iterable[float], precision: float) 
             )
 
 
+# Beyond it silicon hardly moves an atom's neighbours, nor does a boundary (nm).
+MOVED = 0.45
+FLAWS = {
+    "vacancies 2 %": ({"vacancies": 0.02}, 2),
+    "silicon 0.5 % + 0.5 %": ({"silicon_3": 0.005, "silicon_4": 0.005}, 1),
+    "boundary, 13°": ({"tilt": 13}, 1),
+}
+
+
+def seen_sites(data: xr.Dataset, atoms: np.ndarray, reach: float) -> np.ndarray:
+    """What the surroundings of atoms have, by the scene's truth.
+
+    A defect is a site that the scene names, but for silicon with three bonds, which are alike.
+    """
+    names = np.array(data.attrs["site_names"])[data["true_site"].values]
+    place = data["true_specimen_position"].values
+    found = np.full(len(names), "intact", dtype="<U40")
+    missing = data["true_missing_position"].values
+    if len(missing):
+        found[cKDTree(missing).query(place)[0] < reach] = "second from a vacancy"
+    moving = ~np.isin(names, ("bulk", "next to a vacancy"))
+    if moving.any():
+        near = cKDTree(place[moving]).query(place)[0] < MOVED
+        found[near & (found == "intact")] = "near silicon or boundary"
+    named = names != "bulk"
+    found[named] = names[named]
+    return found[atoms]
+
+
+def defects(noise: float) -> None:
+    """Sites of graphene that are told to be of another group than the sheet, or odd, by the likelier answer."""
+    counts: dict[tuple[str, ...], list[int]] = {}
+    head("scene", "shear", "shells", "atoms", "defects", "precision", "recall", "F1", "± F1")
+    for what, (options, seeds) in FLAWS.items():
+        for shear in (0.0, 0.06):
+            for shells, outer in (("3", 0.142), ("3 + 6", 0.246)):
+                told, truth = [], []
+                for seed in range(seeds):
+                    more = {"field": 8.0, "pixel": 0.02, "shear": shear, "disorder": noise}
+                    sheet = simulate("graphene", gives="atoms", seed=seed, **more, **options)
+                    prior = {"set": "graphene", "second": 6 if "6" in shells else 0}
+                    run = fit(MODEL, sheet, prior=prior, seed=seed, lean=True, predictive=0)
+                    group = run["classes"].to_dataset()["group"]
+                    bulk = ["D3" in str(name) for name in group["group_class"].values]
+                    told.append(group.values[:, bulk].sum(1) < 0.5)
+                    atoms = find(MODEL).prepared(sheet, prior)["atom"].values
+                    truth.append(seen_sites(sheet, atoms, 1.15 * outer))
+                broken, kinds = np.concatenate(told), np.concatenate(truth)
+                for kind in np.unique(kinds):
+                    here = broken[kinds == kind]
+                    counts[(what, f"{shear:g}", shells, str(kind))] = [here.sum(), len(here)]
+                intact = kinds == "intact"
+                grey = ("second from a vacancy", "near silicon or boundary", "silicon with 3 bonds")
+                defect = ~intact & ~np.isin(kinds, grey)
+                hit, wrong = (broken & defect).sum(), (broken & intact).sum()
+                precision, recall = hit / max(hit + wrong, 1), hit / max(defect.sum(), 1)
+                score = 2 * hit / (hit + wrong + defect.sum())
+                # To first order the error of F1 is that of a share of as many sites.
+                error = np.sqrt(score * (1 - score) / max(defect.sum(), 1))
+                figures = (f"{v:.3f}" for v in (precision, recall, score, error))
+                row(what, f"{shear:g}", shells, len(kinds), defect.sum(), *figures)
+    print()
+    head("scene", "shear", "shells", "site", "told to be broken", "of")
+    for key, (hit, total) in counts.items():
+        row(*key, hit, total)
+
+
 def agreement(prior: str, atoms: int) -> None:
     """How often a wide template and even weights would name another class than the prior set."""
     model = find(MODEL)
@@ -230,25 +299,11 @@ def agreement(prior: str, atoms: int) -> None:
         )
 
 
-def columns(image: np.ndarray, step: float) -> xr.Dataset:
-    """Columns of the image as fitted peaks, with the errors of their places."""
-    found = find_peaks(image)
-    peaks = found.fitted.peaks
-    return dataset(
-        "atoms",
-        position=np.stack([peaks.x.numpy(), peaks.y.numpy()], 1) * step,
-        intensity=peaks.intensity.numpy(),
-        covariance=found.covariance[:, :2, :2].numpy() * step**2,
-        units={"position": "nm", "covariance": "nm^2"},
-    )
-
-
 def image(file: str, field: float) -> None:
     """The real image: columns, then the symmetry of the metal sites and the shear of the scan."""
-    values = np.load(file, allow_pickle=False)
-    step = field / values.shape[1]
-    data = columns(values, step)
-    run = fit(MODEL, data, prior="MoS2")
+    rows = np.load(file, allow_pickle=False, mmap_mode="r").shape[0]
+    data = fit_columns(read(file, kind="image", pixel_size=field / rows), "MoS2")
+    run = fit(MODEL, data, prior="MoS2", lean=True, predictive=0)
     classes, derived = run["classes"].to_dataset(), run["derived"].to_dataset()
     share = classes["group"].mean("atom")
     likeliest = np.bincount(classes["group"].values.argmax(1), minlength=share.size)
@@ -263,15 +318,28 @@ def image(file: str, field: float) -> None:
         )
         row(origin, *[f"{m:.4f} ± {e:.4f}" for m, e in zip(mean, error, strict=True)])
     row("unassigned", *[f"{u:.4f}" for u in derived["unassigned"].values])
-    noise = run["posterior"].to_dataset()["noise"]
-    print(f"\n{data.sizes['atom']} columns; {derived.attrs['left_out_why']}")
-    print(f"noise {1e3 * float(noise.mean()):.2f} ± {1e3 * float(noise.std()):.2f} pm, {run.attrs}")
+    print(f"\n{data.sizes['atom']} columns; {derived.attrs['left_out_why']}\n")
+    learnt = run["posterior"].to_dataset()
+    for name in ("noise", "inflation", "offset", "drift"):
+        mean, error = (getattr(learnt[name], f)(("chain", "draw")).values for f in ("mean", "std"))
+        print(f"{name} {np.round(mean, 4).tolist()} ± {np.round(error, 4).tolist()}")
+    print({name: run.attrs[name] for name in ("pareto_k", "importance_ess", "seconds")})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "what", choices=("calibration", "known", "speed", "whole", "scenes", "agreement", "image")
+        "what",
+        choices=(
+            "calibration",
+            "known",
+            "speed",
+            "whole",
+            "scenes",
+            "defects",
+            "agreement",
+            "image",
+        ),
     )
     parser.add_argument("file", nargs="?", help="image, as .npy")
     parser.add_argument("--prior", default="graphene")
@@ -296,6 +364,8 @@ def main() -> None:
             whole(100_000)
         case "scenes":
             scenes(given.materials, given.shears, given.precision)
+        case "defects":
+            defects(0.010)
         case "agreement":
             agreement(given.prior, given.atoms)
         case "image":

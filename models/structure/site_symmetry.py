@@ -564,20 +564,24 @@ def site_symmetry(atoms: View, prior: Prior) -> None:
     P_max). The evidence N(d; m, T_G + noise) is in closed form; the orientation θ is integrated out, and a mirror line
     may be at any of the slots that are alike. Errors e are those of the positions, each larger by `inflation`, with
     `noise` besides; that of the centre is common to all slots. D is the distortion of the scan and of a uniform strain,
-    one matrix for all atoms but for the drift, and δ an `offset` of one sublattice, as a probe that is not round makes.
+    one matrix for all atoms but for the `drift`, slopes that change down the frame up to the second order; δ is an
+    `offset` of one sublattice, as a probe that is not round makes. What all sites share is learnt from 3,000 of them.
 
     Classes are C1, C2, … and D1, D2, …; `a` has a mirror line through a neighbour of the first shell, `b` between two.
     Groups that the shells cannot tell apart are one class, such as C3/D3 on three like neighbours, where the twist that
     C3 allows is the orientation. A second shell tells C3 from D3. A site is `odd` where its neighbours are not this
-    arrangement, as next to a vacancy.
+    arrangement, as next to a vacancy: where one is missing, a farther atom stands in its slot. One shell sees its own
+    missing neighbours, two also those of its neighbours; a foreign atom whose bonds are as long as one another leaves
+    the symmetry as it was, however bright it is, and so do defects beyond the shells.
 
     **Assumes** sites independent given the parameters, though neighbours share atoms: their errors agree, and the
     error bars of `noise` and of the distortion come out too small by up to the root of the coordination number.
     Errors are round, and alike in a shell.
-    **Fails** where the shells overlap, or where atoms that were not found are many: the next ones take their place.
-    Shear and strain of the whole crystal look the same, as do an `offset` and a polar displacement of all sites, and
-    only their priors tell them apart: `unassigned` says how much of a distortion could be either's. Sites that vary
-    in all coordinates by as much as `spread` look like C1, unless positions have errors that say so.
+    **Fails** where noise is more than a tenth of the bond, so that neighbours are taken for one another, or where atoms
+    that were not found are many. Shear and strain of the whole crystal look the same, as do an `offset` and a polar
+    displacement of all sites, and only their priors tell them apart: `unassigned` says how much of a distortion could
+    be either's. What varies down the frame counts as the scan's, and a strain that varies across as noise. Sites that
+    vary in all coordinates by as much as `spread` look like C1, unless positions have errors that say so.
     **Identifiable**: classes once `spread` is a few times the noise, else they follow `weights`; where a class would be
     another one under the wide template of the set `vague` and even weights, `prior_driven` says so. `size` and `scale`
     only together; `inflation` only where positions have errors of their own, and they differ.
