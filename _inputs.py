@@ -8,6 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_kept",
     "chosen_prior",
+    "data_or_run",
     "folder",
     "hints",
     "maybe_target",
@@ -240,3 +242,35 @@ def read_data(path: Path, given: Mapping[str, Any]) -> xr.Dataset:
         for pattern, option in _AS_OPTIONS:
             message = pattern.sub(option, message)
         raise InputError(message) from error
+
+
+def data_or_run(
+    path: Path, given: Mapping[str, Any]
+) -> tuple[xr.Dataset | None, xr.DataTree | None]:
+    """A valid dataset from a file, or else the run that it is.
+
+    Args:
+        path: the file.
+        given: hints for reading data.
+    """
+    try:
+        return read_data(path, given), None
+    except InputError:
+        found = _run_or_none(path)
+        if found is None:
+            raise
+    if any(value is not None for value in given.values()):
+        raise InputError(
+            f"{path} is a run, which is read as it is: leave out the hints for reading"
+        )
+    return None, found
+
+
+def _run_or_none(path: Path) -> xr.DataTree | None:
+    """A file that is no data may be a run."""
+    from .inference.runs import RunError, read_run
+
+    if path.suffix.lower() == ".nc":
+        with suppress(RunError):
+            return read_run(path.expanduser())
+    return None

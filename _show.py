@@ -31,8 +31,9 @@ __all__ = [
     "show_scenes",
 ]
 
-# Rows of a posterior table; a file holds them all.
+# Rows of a posterior table, and those of one of its arrays; a file holds them all.
 MOST_ROWS = 40
+MOST_ELEMENTS = 12
 
 
 def show_catalogue(found: list[Model]) -> None:
@@ -189,22 +190,32 @@ def _priors_for(model: Model, data: xr.Dataset) -> str:
 
 
 def show_run(run: xr.DataTree, gates: list[Gate]) -> None:
-    """A run's posterior, its evidence and its gates."""
+    """What a run says, its posterior, its evidence and its gates."""
+    from .reports.answers import answers_of
+
     attrs = {name: plain(value) for name, value in run.attrs.items()}
     say(f"{attrs['model']}: {attrs.get('model_title', '')}", style="bold")
     say(
         f"prior {attrs.get('prior_set', '?')}, runner {attrs['runner']}, "
         f"seed {attrs.get('seed', '?')}, {_rounded(attrs.get('seconds', '?'), 1)} s\n"
     )
+    _show_answers(answers_of(run))
     rows, left = _posterior_rows(run)
     table(("parameter", ">mean", ">sd", ">5 %", ">median", ">95 %", "unit", ">truth"), rows)
     if left:
-        say(f"and {left} more in the file")
+        say(f"and in the file: {', '.join(left)}")
     if "log_evidence" in attrs:
         error = _rounded(attrs.get("log_evidence_se", "?"), 2)
         say(f"\nlog evidence {_rounded(attrs['log_evidence'], 2)} ± {error}")
     say()
     _show_gates(gates)
+
+
+def _show_answers(answers: list[str]) -> None:
+    for sentence in answers:
+        say(plain(sentence))
+    if answers:
+        say()
 
 
 def _rounded(figure: str, digits: int) -> str:
@@ -215,19 +226,23 @@ def _rounded(figure: str, digits: int) -> str:
         return figure
 
 
-def _posterior_rows(run: xr.DataTree) -> tuple[list[tuple[str, ...]], int]:
+def _posterior_rows(run: xr.DataTree) -> tuple[list[tuple[str, ...]], list[str]]:
+    """A row a number, and the arrays that are too large for that."""
     import numpy as np
 
     posterior = run["posterior"].to_dataset()
     rows: list[tuple[str, ...]] = []
-    total = 0
+    left: list[str] = []
     for name, array in posterior.data_vars.items():
+        size = array.size // (array.sizes["chain"] * array.sizes["draw"])
+        if size > min(MOST_ELEMENTS, MOST_ROWS - len(rows)):
+            left.append(f"{plain(name)} ({size:,} values)")
+            continue
         values = array.stack(sample=("chain", "draw")).transpose("sample", ...).values
         shape = values.shape[1:]
         flat = values.reshape(len(values), -1).astype(float)
-        total += flat.shape[1]
         truth = _truth(run, str(name), shape)
-        for i in range(min(flat.shape[1], MOST_ROWS - len(rows))):
+        for i in range(size):
             index = ", ".join(map(str, np.unravel_index(i, shape)))
             column = flat[:, i]
             figures = (column.mean(), column.std(), *np.quantile(column, (0.05, 0.5, 0.95)))
@@ -235,7 +250,7 @@ def _posterior_rows(run: xr.DataTree) -> tuple[list[tuple[str, ...]], int]:
             label = f"{name}[{index}]" if shape else str(name)
             unit = str(array.attrs.get("units", ""))
             rows.append((label, *shown, "" if unit == "1" else unit, truth[i] if truth else ""))
-    return rows, total - len(rows)
+    return rows, left
 
 
 def _truth(run: xr.DataTree, name: str, shape: tuple[int, ...]) -> list[str]:
@@ -269,32 +284,49 @@ def _short(value: float) -> str:
 
 
 def show_comparison(comparison: Comparison) -> None:
-    """The tables, best first, and the verdict."""
+    """The tables, best first, what the models say, and the verdict."""
+    from .reports.answers import answers_of
+
     for step in comparison.steps:
         say(plain(step))
-    for part in comparison.parts or (comparison,):
-        _show_rows(part)
+    parts = comparison.parts or (comparison,)
+    contested = [part for part in parts if len(part.rows) > 1]
+    for part in contested:
+        _show_rows(part.as_json()["models"])
+    _show_rows([row for part in parts if len(part.rows) == 1 for row in part.as_json()["models"]])
+    told = {row.model.name: answers_of(row.run) for row in comparison.rows}
+    for name, sentences in told.items():
+        if sentences and name in comparison.standing:
+            say()
+            say(name, style="bold")
+            for sentence in sentences:
+                say(f"  {plain(sentence)}")
     for name, why in comparison.skipped.items():
         say(f"not fitted: {plain(name)}: {plain(why)}")
     say()
     say(comparison.verdict.text, style="bold")
-    for caution in comparison.verdict.cautions:
+    # A model that nothing rivals has its failed gates in the table, and in its chapter of the report.
+    for caution in dict.fromkeys(
+        c for part in (contested if comparison.parts else parts) for c in part.verdict.cautions
+    ):
         say(f"Caution: {plain(caution)}", style="yellow")
 
 
-def _show_rows(comparison: Comparison) -> None:
+def _show_rows(models: list[dict[str, Any]]) -> None:
     rows = [
         (
             row["model"],
             _figure(row["elpd"]),
-            f"{_figure(row['elpd_diff'])} ± {_figure(row['diff_se'])}",
+            f"{_figure(row['elpd_diff'])} ± {_figure(row['diff_se'])}" if row["elpd_diff"] else "–",
             _figure(row["log_evidence"]),
             _figure(row["weight"], 2),
             ", ".join(gate["name"] for gate in row["gates"] if not gate["passed"]) or "none",
         )
-        for row in comparison.as_json()["models"]
+        for row in models
     ]
-    table(("model", ">elpd", ">behind the best", ">log evidence", ">weight", "failed gates"), rows)
+    if rows:
+        columns = ("model", ">elpd", ">behind the best", ">log evidence", ">weight", "failed gates")
+        table(columns, rows)
 
 
 def _figure(value: float | None, digits: int = 1) -> str:

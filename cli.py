@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from .models.model import Model
+    from .reports.given import Made
 
 __all__ = ["app", "main"]
 
@@ -197,32 +198,40 @@ def inspect(
 ) -> None:
     """Say what a file is, if it is valid, and which models fit it."""
     from ._show import show_data, show_run
-
-    given = inputs.hints(kind, pixel_size, channel, plane, units, attr)
-    try:
-        data = inputs.read_data(file, given)
-    except InputError:
-        found = _run_or_none(file)
-        if found is None:
-            raise
-        from .reports.diagnose import diagnose
-
-        say("a run:")
-        show_run(found, diagnose(found))
-        return
     from .models.model import models
 
+    hints = inputs.hints(kind, pixel_size, channel, plane, units, attr)
+    data, run = inputs.data_or_run(file, hints)
+    if run is not None:
+        from .reports.diagnose import diagnose
+        from .reports.given import given_by, model_of
+
+        say("a run:")
+        show_run(run, diagnose(run))
+        model = model_of(run)
+        if model is None or model.giver is None:
+            return
+        made = given_by(run)
+        say(f"\nwhat it gives to other models, {made.count}:\n")
+        data = made.data
+    assert data is not None
     show_data(data, models())
 
 
-def _run_or_none(file: Path) -> xr.DataTree | None:
-    """A file that is no data may be a run."""
-    from .inference.runs import RunError, read_run
+def _data(file: Path, hints: dict[str, Any]) -> tuple[xr.Dataset, Made | None]:
+    """The data of a file, and of a run what its model gives to others."""
+    data, run = inputs.data_or_run(file, hints)
+    if run is None:
+        assert data is not None
+        return data, None
+    from .inference.runs import RunError
+    from .reports.given import given_by
 
-    if file.suffix.lower() == ".nc":
-        with suppress(RunError):
-            return read_run(file)
-    return None
+    try:
+        made = given_by(run)
+    except RunError as error:
+        raise InputError(f"{file}: {error}") from None
+    return made.data, made
 
 
 @app.command(
@@ -259,12 +268,13 @@ def fit(
     if given == target:
         raise InputError(f"{give} cannot hold both the run and the data that it gives")
     chosen = inputs.chosen_prior(prior, inputs.pairs(override, "-P"))
-    data = inputs.read_data(file, inputs.hints(kind, pixel_size, channel, plane, units, attr))
+    data, source = _data(file, inputs.hints(kind, pixel_size, channel, plane, units, attr))
     from ._show import show_run
     from .datasets.files import write
     from .inference.fit import check_fit, fit, runner_of
     from .inference.runs import write_run
     from .reports.diagnose import diagnose
+    from .reports.given import made_by
 
     found = _model(model)
     name, function = runner_of(found, runner)
@@ -272,6 +282,8 @@ def fit(
     check_fit(found, data, chosen)
     if given is not None and found.giver is None:
         raise InputError(f"{found.name} gives no data: leave out --give")
+    if source is not None:
+        say(f"{plain(file)}: {source.step}\n")
     partial = target.with_name(f"{target.name}.partial")
     _start(partial, resume)
     with hint_on_interrupt(lambda: _what_is_kept(partial)):
@@ -292,8 +304,10 @@ def fit(
     show_run(made, gates)
     say(f"\nwrote {plain(output)}")
     if given is not None and found.giver is not None:
-        write(found.giver(made, data), given)
+        write(made_by(made, found, data, found.name).data, given)
         say(f"wrote {plain(give)}, of kind {found.gives}")
+    elif found.giver is not None:
+        say(f"it serves as {found.gives} too: atomzoo compare {plain(output)}")
     _end_strictly(strict, [gate.name for gate in gates if gate.fault])
 
 
@@ -351,17 +365,18 @@ def compare(
     page = inputs.maybe_target(output, (".html", ".htm"), inputs=[file])
     listed = inputs.maybe_target(table, (".json",), inputs=[file])
     chosen = inputs.chosen_prior(prior, inputs.pairs(override, "-P"))
-    data = inputs.read_data(file, inputs.hints(kind, pixel_size, channel, plane, units, attr))
+    data, source = _data(file, inputs.hints(kind, pixel_size, channel, plane, units, attr))
     from ._show import show_comparison
     from .inference.runs import write_run, write_text
     from .reports.compare import compare
     from .reports.plan import plan
 
-    rivals = plan(data, [_model(name) for name in models] if models else None).models
+    planned = plan(data, [_model(name) for name in models] if models else None)
+    rivals = planned.models
     options = _options_of_all(rivals, runner, option)
     runs = None if save_runs is None else inputs.folder(save_runs)
     if runs is not None:
-        for rival in rivals:
+        for rival in (*planned.makers.values(), *rivals):
             inputs.check_kept(runs / f"{rival.name}.nc", [file])
 
     def keep(made: xr.DataTree) -> None:
@@ -372,7 +387,7 @@ def compare(
     kept = f"finished runs are in {save_runs}" if runs else "nothing was written"
     with hint_on_interrupt(lambda: kept), progress(quiet) as report:
         found = compare(
-            data,
+            source.run if source else data,
             rivals if models else None,
             prior=chosen,
             runner=runner,

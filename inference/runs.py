@@ -36,6 +36,7 @@ __all__ = [
     "library_version",
     "read_run",
     "to_tree",
+    "with_source",
     "write_run",
     "write_text",
 ]
@@ -151,14 +152,30 @@ def to_tree(
         "observed_data": density.view.data[density.observed],
         "constant_data": _constants(density),
     }
-    if source is not None and source is not every and source.attrs["kind"] not in BIG:
-        # Maps are drawn of what the user has; an image is in the prepared data already.
-        groups["source_data"] = source.drop_encoding()
     tree = xr.DataTree.from_dict(groups)
     tree.attrs = _attrs(density, draws, runner, options, prior_name, seed, seconds)
-    if source is not None and source is not every:
-        tree.attrs |= {"source_kind": str(source.attrs["kind"]), "source_sha256": digest(source)}
-    return tree
+    return tree if source is None or source is every else with_source(tree, source)
+
+
+def with_source(run: xr.DataTree, source: xr.Dataset) -> xr.DataTree:
+    """A run that keeps what its own data were made of: maps are drawn of what the user has.
+
+    Args:
+        run: of prepared data.
+        source: the data that were given; an image is in the prepared data already.
+    """
+    kept = xr.DataTree.from_dict(
+        {name: child.to_dataset() for name, child in run.children.items()}
+        | ({} if source.attrs["kind"] in BIG else {"source_data": source.drop_encoding()})
+    )
+    kept.attrs = run.attrs | {
+        "source_kind": str(source.attrs["kind"]),
+        "source_sha256": digest(source),
+        "source_attrs": json.dumps(
+            {str(k): _plain(v) for k, v in source.attrs.items()}, ensure_ascii=False
+        ),
+    }
+    return kept
 
 
 def _described(

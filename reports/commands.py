@@ -16,7 +16,7 @@ from ..models.priors import ModelError
 from .parameters import written_prior
 from .wording import clean
 
-__all__ = ["Commands", "commands_of"]
+__all__ = ["Commands", "commands_of", "giving"]
 
 PLACEHOLDER = "DATA.nc"
 
@@ -51,7 +51,9 @@ def commands_of(
     runs = [run for run, _ in fits]
     file, made = _file(data), _simulated(data)
     given = _given(data, fits)
-    shell = [*([made.shell(file)] if made else []), _shell(runs, file, given, compared)]
+    before = [made.words(file)] if made else _before(data)
+    first = [shlex.join(["atomzoo", *words]) for words in before]
+    shell = [*first, _shell(runs, file, given, compared)]
     python = [
         "import atomzoo",
         "",
@@ -59,6 +61,38 @@ def commands_of(
         *_python(runs, given, compared),
     ]
     return Commands("\n".join(shell), "\n".join(python), _facts(runs), _versions(runs))
+
+
+def giving(source: xr.Dataset, run: xr.DataTree, model: Model) -> str:
+    """The commands with which a run's model gives its data, as JSON: what is typed after `atomzoo` in each.
+
+    Args:
+        source: what the run was fitted to.
+        run: the run.
+        model: its model.
+    """
+    file, made = _file(source), _simulated(source)
+    words = ["fit", model.name, file, "-o", f"{model.name}.nc", "--give", f"{model.gives}.nc"]
+    words += _given(source, [(run, model)]).words()
+    first = [made.words(file)] if made else _before(source)
+    return json.dumps([*first, words], ensure_ascii=False)
+
+
+def _before(data: xr.Dataset) -> list[list[str]]:
+    """The commands that made data, from what they say of themselves, which may be anything."""
+    if not _given_first(data):
+        return []
+    try:
+        found = json.loads(str(data.attrs["made_by"]))
+    except ValueError:
+        return []
+    rows = found if isinstance(found, list) else []
+    return [[clean(word, 200) for word in row] for row in rows if isinstance(row, list)]
+
+
+def _given_first(data: xr.Dataset) -> bool:
+    """Whether a model made the data, and no file of a user's holds them."""
+    return "made_by" in data.attrs and not data.attrs.get("source")
 
 
 @dataclass(frozen=True)
@@ -121,6 +155,8 @@ def _replaced(data: xr.Dataset, run: xr.DataTree, model: Model | None) -> dict[s
 def _file(data: xr.Dataset) -> str:
     """Name of the data's file, without the folder it was in."""
     source = data.attrs.get("source")
+    if _given_first(data):
+        return f"{data.attrs['kind']}.nc"
     if source:
         return clean(PurePath(str(source).replace("\\", "/")).name, 120)
     made = data.attrs.get("scene") or data.attrs.get("model")
@@ -135,11 +171,11 @@ class _Simulation:
     seed: str
     parameters: dict[str, Any]
 
-    def shell(self, file: str) -> str:
-        words = ["atomzoo", "simulate", self.name, "-o", file, "--seed", self.seed]
+    def words(self, file: str) -> list[str]:
+        words = ["simulate", self.name, "-o", file, "--seed", self.seed]
         for key, value in self.parameters.items():
             words += ["-p", f"{key}={value}"]
-        return shlex.join(words)
+        return words
 
     def python(self) -> str:
         given = "".join(f", {k}={v!r}" for k, v in self.parameters.items() if k.isidentifier())

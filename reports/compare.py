@@ -23,13 +23,14 @@ from ..inference.density import Density
 from ..inference.fit import fit, learnt_from, make_density
 from ..inference.heldout import HeldOut, leave_block_out, leave_one_out
 from ..inference.modes import find_modes
-from ..inference.runs import Progress, RunError, digest, draws_of
+from ..inference.runs import Progress, RunError, digest, draws_of, with_source
 from ..inference.supports import bijection
 from ..inference.threads import one_thread
 from ..models.model import Model, find
 from ..models.priors import ModelError, describe, parse
 from .diagnose import Gate, diagnose
-from .plan import Made, Plan, made_of, plan
+from .given import Made, given_by
+from .plan import Plan, made_of, plan
 
 __all__ = ["Bound", "Comparison", "Need", "Row", "Shift", "Verdict", "compare"]
 
@@ -248,7 +249,7 @@ def _row_json(row: Row) -> dict[str, Any]:
 
 
 def compare(
-    data: xr.Dataset,
+    data: xr.Dataset | xr.DataTree,
     names: Sequence[str | Model] | None = None,
     *,
     prior: Any = None,
@@ -262,32 +263,42 @@ def compare(
     """Fit every model that could have made the data and say which one did.
 
     Args:
-        data: a valid dataset.
+        data: a valid dataset, or a run whose model gives data, which are then compared on.
         names: models; by default every one of the catalogue that takes such data.
         prior: prior set for all of them, or a dict of overrides, of which each model takes those of its parameters.
         runner: by default each model's preferred one.
         seed: the comparison depends on it, the data and the options, nothing else.
         blocks: leave spatial blocks out, where the data have them.
         progress: called with (done, total, text).
-        on_run: called with each run when it is done.
+        on_run: called with each run when it is done, those that make data of others first.
         **options: of the runner.
     """
+    first = None
+    if isinstance(data, xr.DataTree):
+        first = given_by(data)
+        data = first.data
     validate(data)
     planned = plan(data, names)
+    _check_prior(planned, prior)
     made = made_of(
         data,
         planned,
         seed=seed,
+        prior_of=lambda maker: _prior_of(maker, _left_by(planned.models, prior)),
         device=str(options.get("device", "cpu")),
         progress=lambda maker: _within(progress, 0, 1, maker.name),
     )
-    steps = [one.step for one in made.values()]
+    makers = [*([first] if first else []), *made.values()]
+    if on_run:
+        for one in made.values():
+            on_run(one.run)
+    steps = [one.step for one in makers]
     sources, skipped = _sources(data, planned, made)
     if not sources:
         reasons = "; ".join(f"{name}: {why}" for name, why in skipped.items())
         raise DataError(f"no model fits these data ({reasons or 'none takes this kind'})")
     chosen = [find(name) for name in sources]
-    steps += _check_prior(chosen, prior)
+    steps += _without_set([*(planned.makers[kind] for kind in made), *chosen], prior)
     rows = []
     for i, model in enumerate(chosen):
         report = _within(progress, i, 2 * len(chosen), model.name)
@@ -295,6 +306,8 @@ def compare(
         with one_thread():
             seen = model.prepared(sources[model.name], own)
         run = fit(model, seen, prior=own, runner=runner, seed=seed, progress=report, **options)
+        if seen is not sources[model.name]:
+            run = with_source(run, sources[model.name])
         if on_run:
             on_run(run)
         learnt = learnt_from(model, seen, runner, seed)
@@ -303,7 +316,7 @@ def compare(
     if blocks:
         rows = _by_blocks(rows, prior, seed, progress, options)
     found = _conclude(data, rows, skipped, prior, seed)
-    return replace(found, steps=tuple(steps), makers=tuple(one.run for one in made.values()))
+    return replace(found, steps=tuple(steps), makers=tuple(one.run for one in makers))
 
 
 def _by_blocks(
@@ -364,19 +377,34 @@ def _prior_of(model: Model, prior: Any) -> Any:
     return {**own, "set": chosen} if own else chosen
 
 
-def _check_prior(chosen: list[Model], prior: Any) -> list[str]:
-    """Raise where no model has what is asked for; sentences on those that lack the set."""
-    _check_overrides(chosen, prior)
+def _check_prior(planned: Plan, prior: Any) -> None:
+    """Raise where no model has what is asked for, before anything long begins."""
+    _check_overrides([*planned.models, *planned.makers.values()], prior)
     name = prior.get("set") if isinstance(prior, Mapping) else prior
-    if not isinstance(name, str):
-        return []
-    without = [m for m in chosen if name not in m.priors]
-    if len(without) == len(chosen):
-        chosen[0].prior(name)
+    if (
+        isinstance(name, str)
+        and planned.models
+        and not any(name in m.priors for m in planned.models)
+    ):
+        planned.models[0].prior(name)
+
+
+def _without_set(chosen: list[Model], prior: Any) -> list[str]:
+    """Sentences on models that lack the prior set that is asked for."""
+    name = prior.get("set") if isinstance(prior, Mapping) else prior
     return [
         f"{m.name} has no prior set {name!r} and was fitted with {next(iter(m.priors))!r}"
-        for m in without
+        for m in chosen
+        if isinstance(name, str) and name not in m.priors
     ]
+
+
+def _left_by(chosen: list[Model], prior: Any) -> Any:
+    """Of a prior, what is for models that make data first: the set, and entries of no parameter of the rivals."""
+    if not isinstance(prior, Mapping):
+        return prior
+    taken = {name for m in chosen for name in next(iter(m.priors.values())).entries}
+    return {name: entry for name, entry in prior.items() if name not in taken}
 
 
 def _check_overrides(chosen: list[Model], prior: Any) -> None:

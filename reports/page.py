@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -31,13 +33,14 @@ from ..datasets.kinds import DataError, find_kind
 from ..inference.certificates import Certificate, certificates_of
 from ..inference.heldout import RELIABLE_K, HeldOut, leave_one_out
 from ..inference.runs import RunError, atomic, digest
-from ..models.model import Model, find
-from ..models.priors import ModelError
+from ..models.model import Model
+from .answers import answers_of
 from .calibration import calibration_figure
 from .commands import Commands, commands_of
 from .compare import STRONG, Bound, Comparison, Row, Shift, compare_runs
 from .diagnose import Gate, diagnose, power_scaling
 from .figures import Look, Picture, look
+from .given import data_of, model_of, name_of, source_of
 from .parameters import Group, groups_of, most_entangled, parameters_of, written_prior
 from .pictures.base import Fitted, pictures_of, results_of
 from .posteriors import pair_figure, pareto_figure, prior_posterior_figure, rank_figure
@@ -61,6 +64,10 @@ from .wording import (
 )
 
 __all__ = ["report"]
+
+# A raster image as a figure has it, and the attributes of its element.
+IMAGE = re.compile(r'<image\b[^>]*\bhref="(?P<address>data:image/[^"]+)"[^>]*>(?:</image>)?')
+ATTRIBUTE = re.compile(r'([\w-]+)="([^"]*)"')
 
 MOST_PANELS = 9
 MOST_PAIRS = 5
@@ -99,8 +106,35 @@ def report(
     )
     target = Path(path)
     with atomic(target) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(_each_image_once(page), encoding="utf-8")
     return target
+
+
+def _each_image_once(page: str) -> str:
+    """The page with every raster image that stands in several figures stored in one place."""
+    found = Counter(image["address"] for image in IMAGE.finditer(page))
+    shared = {address: f"image-{i}" for i, (address, n) in enumerate(found.items()) if n > 1}
+
+    def referred(image: re.Match[str]) -> str:
+        if image["address"] not in shared:
+            return image[0]
+        rest = dict(ATTRIBUTE.findall(image[0]))
+        size = [rest.get(name, "0") for name in ("x", "y", "width", "height")]
+        x, y, width, height = (f"{float(value):g}" for value in size)
+        moved = f"{rest.get('transform', '')} translate({x} {y}) scale({width} {height})".strip()
+        kept = "".join(f' {k}="{v}"' for k, v in rest.items() if k in ("style", "opacity"))
+        return f'<use href="#{shared[image["address"]]}" transform="{moved}"{kept}/>'
+
+    stored = "".join(
+        f'<image id="{name}" width="1" height="1" preserveAspectRatio="none" href="{address}"/>'
+        for address, name in shared.items()
+    )
+    if not stored:
+        return page
+    hidden = (
+        f'<svg class="stored" width="0" height="0" aria-hidden="true"><defs>{stored}</defs></svg>'
+    )
+    return IMAGE.sub(referred, page).replace("<main>", f"{hidden}\n<main>", 1)
 
 
 def _environment() -> Environment:
@@ -179,7 +213,7 @@ def _once(chapters: list[Chapter]) -> list[Chapter]:
 
 def _summary(what: Any) -> Conclusion | None:
     """What a comparison of several questions says in all."""
-    return _verdict(what) if isinstance(what, Comparison) and what.parts else None
+    return _overview(what) if isinstance(what, Comparison) and what.parts else None
 
 
 def _comparison_of(runs: list[xr.DataTree]) -> Comparison | None:
@@ -189,50 +223,10 @@ def _comparison_of(runs: list[xr.DataTree]) -> Comparison | None:
     pointwise = all("log_likelihood" in run.children for run in runs)
     if len(runs) < 2 or len(names) < len(runs) or len(shas) > 1 or None in shas or not pointwise:
         return None
-    data = _data_of(runs[0])
-    if digest(data) not in shas or any(_model_of(run) is None for run in runs):
+    data = data_of(runs[0])
+    if digest(data) not in shas or any(model_of(run) is None for run in runs):
         return None
-    return compare_runs(data, runs, _source_of(runs[0]))
-
-
-def _source_of(run: xr.DataTree) -> xr.Dataset:
-    """What the user had: the data that a run's own were made of, or these."""
-    if "source_data" not in run.children:
-        return _data_of(run)
-    data = run["source_data"].to_dataset()
-    return _known(data, run)
-
-
-def _data_of(run: xr.DataTree) -> xr.Dataset:
-    """The data that a run was made from."""
-    parts = [
-        run[group].to_dataset()
-        for group in ("observed_data", "constant_data")
-        if group in run.children
-    ]
-    data = xr.merge(parts, combine_attrs="override", join="outer", compat="override")
-    attrs = json.loads(run.attrs.get("data_attrs", "{}"))
-    data.attrs = {"kind": str(run.attrs.get("kind", "")), **attrs}
-    return _known(data, run)
-
-
-def _known(data: xr.Dataset, run: xr.DataTree) -> xr.Dataset:
-    """Data of a run, if it says what kind they are of."""
-    try:
-        find_kind(data.attrs.get("kind"))
-    except DataError:
-        raise RunError(
-            f"the run of {run.attrs.get('model')} does not say what kind of data it is of"
-        ) from None
-    return data
-
-
-def _model_of(run: xr.DataTree) -> Model | None:
-    """The model of a run, None where the catalogue does not have it."""
-    try:
-        return find(str(run.attrs.get("model")))
-    except ModelError:
-        return None
+    return compare_runs(data, runs, source_of(runs[0]))
 
 
 def _compared(comparison: Comparison) -> Chapter:
@@ -244,8 +238,8 @@ def _compared(comparison: Comparison) -> Chapter:
 
 
 def _alone(run: xr.DataTree) -> Chapter:
-    data = _source_of(run)
-    return Chapter(data, [Entry(0, data, run, _model_of(run), diagnose(run))])
+    data = source_of(run)
+    return Chapter(data, [Entry(0, data, run, model_of(run), diagnose(run))])
 
 
 @dataclass(frozen=True)
@@ -481,9 +475,7 @@ class Chapter:
     @property
     def source(self) -> str:
         """Where the data come from, in a word or two."""
-        attrs = self.data.attrs
-        named = attrs.get("source") or attrs.get("scene") or attrs.get("model")
-        return clean(named, 80) if named else f"data of kind {self.kind}"
+        return name_of(self.data)
 
     @property
     def kind(self) -> str:
@@ -662,6 +654,7 @@ class Conclusion:
         label: what kind of conclusion it is, in two words.
         headline: the conclusion.
         text: the rest of the sentence.
+        answers: by model, what it says of the data.
         bounds: what is left out, bounded.
         needs: what would decide.
         cautions: what to be careful about.
@@ -672,6 +665,7 @@ class Conclusion:
     label: str
     headline: str
     text: str = ""
+    answers: list[tuple[str, list[str]]] = field(default_factory=list)
     bounds: list[tuple[str, str]] = field(default_factory=list)
     needs: list[str] = field(default_factory=list)
     cautions: list[str] = field(default_factory=list)
@@ -682,13 +676,13 @@ def _verdict(comparison: Comparison) -> Conclusion:
     verdict = comparison.verdict
     headline = f"These data cannot discriminate {_listed(verdict.tied)}"
     label = "No winner"
-    if not (verdict.tied or verdict.winner):
-        count = len(comparison.parts)
-        headline, label = f"{count} questions, each with its own answer", "Several questions"
     if verdict.winner:
         headline = f"{verdict.winner} wins"
         label = "Verdict, with cautions" if verdict.cautions else "Verdict"
-    rest = verdict.text.removeprefix(headline).lstrip(" .:;,")
+    if verdict.winner and len(comparison.rows) == 1:
+        headline, label = f"What {verdict.winner} says", "The only model of its question"
+    alone = len(comparison.rows) == 1
+    rest = "" if alone else verdict.text.removeprefix(headline).lstrip(" .:;,")
     for need in verdict.needs:
         rest = rest.replace(f"{need.text[0].upper()}{need.text[1:]}.", "")
     # Bounds are listed below the sentence.
@@ -706,11 +700,56 @@ def _verdict(comparison: Comparison) -> Conclusion:
         label,
         headline,
         _sentence(rest.strip()),
+        _answers(comparison),
         [(_bound(bound, comparison), bound.model) for bound in verdict.bounds],
         [_sentence(need.text) for need in verdict.needs],
-        [_sentence(text) for text in cautions],
+        [_caution(text, comparison) for text in cautions],
         [f"Not fitted: {name}, because {reason}." for name, reason in comparison.skipped.items()],
     )
+
+
+def _overview(comparison: Comparison) -> Conclusion:
+    """What a comparison of several questions says in all; cautions in full stand in the chapters."""
+    failed = {
+        row.model.name: [gate.name for gate in row.gates if gate.fault] for row in comparison.rows
+    }
+    cautions = [f"{name}: failed {', '.join(gates)}." for name, gates in failed.items() if gates]
+    swayed = [
+        row.model.name
+        for row in comparison.rows
+        if any(not gate.passed and not gate.fault for gate in row.gates)
+    ]
+    if swayed:
+        cautions.append(f"There is more to note on {', '.join(swayed)}: see their chapters.")
+    return Conclusion(
+        "won" if comparison.winner else "open",
+        f"{len(comparison.parts)} questions",
+        f"{comparison.winner} wins, and other questions have answers of their own"
+        if comparison.winner
+        else f"What {len(comparison.rows)} models say of {name_of(comparison.data)}",
+        comparison.verdict.text if comparison.winner or comparison.verdict.tied else "",
+        _answers(comparison),
+        cautions=cautions,
+        notes=[
+            *([f"Made from the file: {'; '.join(comparison.steps)}."] if comparison.steps else []),
+            *(
+                f"Not fitted: {name}, because {reason}."
+                for name, reason in comparison.skipped.items()
+            ),
+        ],
+    )
+
+
+def _answers(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    standing = comparison.standing
+    told = [(row.model.name, answers_of(row.run)) for row in comparison.rows]
+    return [(name, said) for name, said in told if said and name in standing]
+
+
+def _caution(text: str, comparison: Comparison) -> str:
+    """A sentence; one that begins with the name of a model has no capital."""
+    names = [row.model.name for row in comparison.rows]
+    return text if text.partition(":")[0] in names else _sentence(text)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -740,6 +779,8 @@ def _bound(bound: Bound, comparison: Comparison) -> str:
 def _checks(entry: Entry) -> Conclusion:
     """What to say of a single run: whether its checks passed."""
     failed, noted, every = entry.failed, entry.noted, len(entry.gates)
+    said = answers_of(entry.run)
+    answers = [(entry.name, said)] if said else []
     cautions = [
         f"{g.name} is {gate_value(g.value, g.threshold)}, should be {g.limit}: {g.text}."
         for g in (*failed, *noted)
@@ -748,8 +789,8 @@ def _checks(entry: Entry) -> Conclusion:
         names = ", ".join(gate.name for gate in failed)
         why = f"Failed: {names}. Do not rely on what follows before that is mended."
         headline = f"{entry.name}: {len(failed)} of {every} checks failed"
-        return Conclusion("failed", "One run", headline, why, cautions=cautions)
+        return Conclusion("failed", "One run", headline, why, answers, cautions=cautions)
     if noted:
         headline = f"{entry.name}: no check failed, {len(noted)} of {every} to note"
-        return Conclusion("open", "One run", headline, cautions=cautions)
-    return Conclusion("won", "One run", f"{entry.name}: all {every} checks passed")
+        return Conclusion("open", "One run", headline, answers=answers, cautions=cautions)
+    return Conclusion("won", "One run", f"{entry.name}: all {every} checks passed", answers=answers)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import xarray as xr
 
-from ..datasets.kinds import DataError, kind_of, validate
+from ..datasets.kinds import DataError, kind_of
 from ..inference.fit import fit
 from ..inference.runs import Progress
 from ..models.model import Model, find, models
+from .given import Made, made_by
 
-__all__ = ["Made", "Plan", "made_of", "plan"]
+__all__ = ["Plan", "made_of", "plan"]
 
 
 @dataclass(frozen=True)
@@ -34,21 +36,6 @@ class Plan:
     skipped: dict[str, str]
     makers: dict[str, Model] = field(default_factory=dict)
     named: bool = False
-
-
-@dataclass(frozen=True)
-class Made:
-    """Data made of others by a model.
-
-    Attributes:
-        data: what it gave.
-        run: its fit.
-        step: a sentence on it.
-    """
-
-    data: xr.Dataset
-    run: xr.DataTree
-    step: str
 
 
 def plan(data: xr.Dataset, names: Sequence[str | Model] | None = None) -> Plan:
@@ -104,16 +91,23 @@ def made_of(
     planned: Plan,
     *,
     seed: int,
+    prior_of: Callable[[Model], Any] = lambda model: None,
     device: str = "cpu",
     progress: Callable[[Model], Progress | None] = lambda model: None,
 ) -> dict[str, Made]:
     """The data of other kinds that the models need, by kind."""
     here, found = kind_of(data).name, {}
     for kind, maker in planned.makers.items():
-        run = fit(maker, data, seed=seed, predictive=0, device=device, progress=progress(maker))
-        assert maker.giver is not None
-        made = validate(maker.giver(run, data))
-        count = max(made.sizes.values())
-        step = f"{maker.name} was fitted to the {here} first and gave the {kind}: {count:,} of them"
-        found[kind] = Made(made, run, step)
+        run = fit(
+            maker,
+            data,
+            prior=prior_of(maker),
+            seed=seed,
+            predictive=0,
+            device=device,
+            progress=progress(maker),
+        )
+        found[kind] = made_by(
+            run, maker, data, f"{maker.name} was fitted to the {here} first and gave"
+        )
     return found

@@ -79,8 +79,13 @@ def _prior_posterior(axes: Axes, parameter: Parameter, style: Look) -> None:
     axes.set_ylim(bottom=0)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    axes.locator_params(axis="x", nbins=3)
+    _few_ticks(axes, 4)
     axes.set_xlabel(axis_label(parameter.label, parameter.units), labelpad=1)
+
+
+def _few_ticks(axes: Axes, most: int) -> None:
+    """Ticks along x without those at the ends, whose labels would run into the next panel's."""
+    axes.locator_params(axis="x", nbins=most, prune="both", min_n_ticks=1)
 
 
 def pair_figure(parameters: Sequence[Parameter], style: Look) -> Picture:
@@ -128,7 +133,7 @@ def _pair_panel(axes: Axes, parameters: Sequence[Parameter], i: int, j: int, sty
         axes.set_ylim(*_limits(below))
         axes.locator_params(axis="y", nbins=3)
     axes.set_xlim(*_limits(across))
-    axes.locator_params(axis="x", nbins=2)
+    _few_ticks(axes, 3)
     axes.tick_params(labelsize=7.5, labelbottom=bottom, labelleft=left)
     if bottom:
         axes.set_xlabel(axis_label(across.label, across.units), fontsize=8.5)

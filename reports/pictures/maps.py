@@ -1,15 +1,16 @@
 """Maps of what a model of structure says of every unit: its class and how sure that is, fields, and vectors.
 
-They are drawn from the groups `classes` and `derived` of a run, for any model of the hall: a variable over units that
-have a `position` is a map, one over `y` and `x` a picture, one with an `axis` besides a field of arrows. Its attributes
-`units`, `long_name` and `diverging` say how; `picture = "none"` leaves it out.
+They are drawn from the groups `classes` and `derived` of a run, for any model of the hall. A variable over units that
+have a `position` (or `UNIT_position`) is a map, one over `y` and `x` a picture, one with an `axis` besides a field of
+arrows, one of probabilities besides a map of classes, and anything else besides a map for each. Its attributes
+`units`, `long_name`, `diverging` and `period` say how; `picture = "none"` leaves it out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -23,7 +24,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Place", "class_maps", "dot_size", "map_axes", "place_of"]
+__all__ = [
+    "Place",
+    "arrows",
+    "behind",
+    "class_maps",
+    "colours",
+    "dot_size",
+    "field_map",
+    "image_frame",
+    "map_axes",
+    "place_of",
+]
 
 SIZE = (WIDTH, 3.6)
 # More arrows than that cannot be told apart: they are averaged over tiles.
@@ -37,6 +49,14 @@ TOLD_BY_CLASSES = ("entropy", "information", "information_gain")
 FAINTEST = 0.12
 # The share of values within the colour scale: a wild one must not make all others grey.
 WITHIN = 0.98
+# Panels of one picture, and how far from zero the smaller end of a signed scale must be for zero to be its middle.
+MOST_PANELS = 6
+SIGNED = 0.2
+# Pixels along a side of the image behind a map, as many as a page shows.
+BEHIND = 512
+# Errors are drawn after what they are of.
+ERRORS = ("_sd", "_error")
+NAMES = {"exx": "strain εxx", "eyy": "strain εyy", "exy": "strain εxy"}
 
 
 @dataclass(frozen=True)
@@ -66,20 +86,21 @@ def _group(fit: Fitted, name: str) -> xr.Dataset:
 
 def _place(group: xr.Dataset, fit: Fitted, data: xr.Dataset, dim: str) -> Place | None:
     """Where the units of a dimension are."""
-    for source in (group, _group(fit, "derived"), _group(fit, "classes"), data):
-        if "position" in source and source["position"].dims[0] == dim:
-            position = source["position"]
-            if position.sizes[dim] == group.sizes[dim]:
-                return Place(position.values[:, :2].astype(float), *_behind(data))
+    size = group.sizes[dim]
+    own = [_group(fit, name) for name in ("derived", "classes", "observed_data", "constant_data")]
+    for source in (group, *own, data):
+        for name in (f"{dim}_position", "position"):
+            if name in source and source[name].dims[0] == dim and source.sizes[dim] == size:
+                return Place(source[name].values[:, :2].astype(float), *behind(data))
     return None
 
 
 def place_of(data: xr.Dataset) -> Place:
     """Where atoms are."""
-    return Place(data["position"].values[:, :2].astype(float), *_behind(data))
+    return Place(data["position"].values[:, :2].astype(float), *behind(data))
 
 
-def _behind(data: xr.Dataset) -> tuple[np.ndarray | None, Extent | None]:
+def behind(data: xr.Dataset) -> tuple[np.ndarray | None, Extent | None]:
     """The image that the atoms were found in, if they carry it."""
     if "aux_image" not in data or "aux_image_extent" not in data:
         return None, None
@@ -87,24 +108,62 @@ def _behind(data: xr.Dataset) -> tuple[np.ndarray | None, Extent | None]:
     usable = image.ndim == 2 and extent.shape == (4,) and image.dtype.kind in "fiu"
     if not (usable and np.isfinite(image).all() and np.isfinite(extent).all()):
         return None, None
-    left, right, low, high = (float(edge) for edge in extent)
-    return image, (left, right, low, high)
+    left, right, top, bottom = (float(edge) for edge in extent)
+    # Rows count downwards, and so does the map's y.
+    return _reduced(image.astype(float)), (left, right, bottom, top)
 
 
-def map_axes(figure: Figure, place: Place) -> Axes:
+def image_frame(data: xr.Dataset) -> tuple[np.ndarray, Extent] | None:
+    """An image's own values, and its edges in nm; None where it is no image."""
+    values = data["intensity"].values
+    if values.ndim != 2 or not {"y", "x"} <= set(data.coords):
+        return None
+    y, x = (data[name].values.astype(float) for name in ("y", "x"))
+    half = [0.5 * (axis[-1] - axis[0]) / max(len(axis) - 1, 1) for axis in (x, y)]
+    extent = (x[0] - half[0], x[-1] + half[0], y[-1] + half[1], y[0] - half[1])
+    return _reduced(values.astype(float)), extent
+
+
+def _reduced(image: np.ndarray) -> np.ndarray:
+    """An image with no more pixels than the page shows."""
+    step = -(-max(image.shape) // BEHIND)
+    rows, cols = (n // step for n in image.shape)
+    return np.asarray(
+        image[: rows * step, : cols * step].reshape(rows, step, cols, step).mean((1, 3))
+    )
+
+
+def map_axes(figure: Figure, place: Place, axes: Axes | None = None) -> Axes:
     """Axes in nm over the image, if there is one, with y downwards as in it."""
-    axes = figure.subplots()
+    axes = figure.subplots() if axes is None else axes
     axes.set_aspect("equal")
     axes.set_xlabel("x (nm)")
     axes.set_ylabel("y (nm)")
     if place.image is not None and place.extent is not None:
         low, high = np.quantile(place.image, (0.005, 0.995))
-        axes.imshow(place.image, extent=place.extent, cmap="gray", vmin=low, vmax=high, alpha=0.55)
+        axes.imshow(
+            place.image,
+            extent=place.extent,
+            origin="upper",
+            cmap="gray",
+            vmin=low,
+            vmax=max(high, low + 1e-12),
+            alpha=0.5,
+        )
     low, high = place.position.min(0), place.position.max(0)
     rim = 0.03 * np.maximum(high - low, 1e-6)
     axes.set_xlim(low[0] - rim[0], high[0] + rim[0])
     axes.set_ylim(high[1] + rim[1], low[1] - rim[1])
     return axes
+
+
+def colours(place: Place, *, diverging: bool = False, period: float = 0.0) -> str:
+    """A colour scale that an image behind it does not take the greys of."""
+    if period:
+        return "twilight"
+    if diverging:
+        return "RdBu_r"
+    return "cividis" if place.image is None else "viridis"
 
 
 def dot_size(place: Place) -> float:
@@ -191,7 +250,7 @@ def _most_probable(
 
 def _entropy(place: Place, values: np.ndarray, name: str, model: str) -> Picture:
     bits = -np.sum(values * np.log2(np.maximum(values, 1e-300)), 1)
-    return _map(
+    return field_map(
         place,
         bits,
         "entropy (bits)",
@@ -207,7 +266,7 @@ def _moved(place: Place, values: np.ndarray, prior: np.ndarray, name: str, model
     ratio = np.log2(np.maximum(values, 1e-300)) - np.log2(np.maximum(prior, 1e-300))
     bits = np.maximum(np.sum(values * ratio, 1), 0.0)
     changed = int((values.argmax(1) != prior.argmax()).sum())
-    return _map(
+    return field_map(
         place,
         bits,
         "information gained (bits)",
@@ -221,24 +280,128 @@ def _moved(place: Place, values: np.ndarray, prior: np.ndarray, name: str, model
 def _derived_maps(fit: Fitted, data: xr.Dataset) -> Iterator[Picture]:
     group = _group(fit, "derived")
     told = TOLD_BY_CLASSES if _group(fit, "classes").data_vars else ()
-    for name, array in group.data_vars.items():
-        if array.attrs.get("picture") == "none" or not _worth_a_map(array) or name in told:
+    finer = {str(a.dims[1]) for a in group.values() if a.ndim == 2 and a.dims[0] == "place"}
+    names = sorted(map(str, group.data_vars), key=lambda name: name.endswith(ERRORS))
+    for name in names:
+        array = group[name]
+        if array.attrs.get("picture") == "none" or not _worth_afield_map(array) or name in told:
             continue
-        label = clean(array.attrs.get("long_name") or str(name).replace("_", " "), 60)
+        label = clean(array.attrs.get("long_name") or NAMES.get(name, name.replace("_", " ")), 60)
         units = clean(array.attrs.get("units", ""), 24)
         if tuple(array.dims) == ("y", "x"):
             yield _grid(array, label, units, fit.name)
             continue
         place = _place(group, fit, data, str(array.dims[0])) if array.ndim in (1, 2) else None
-        if place is None or name == "position":
+        if place is None or name.endswith("position"):
             continue
         if array.ndim == 1 and np.ptp(_finite(array.values)) > 0:
             yield _values(place, array, label, units, fit.name)
-        elif array.ndim == 2 and array.dims[1] in ("axis", "component") and array.shape[1] == 2:
-            yield _arrows(place, array.values.astype(float), label, units, fit.name)
+        elif array.ndim == 2 and array.dims[1] == "axis":
+            if array.shape[1] == 2 and not name.endswith(ERRORS):
+                yield arrows(place, array.values.astype(float), label, units, fit.name)
+        elif array.ndim == 2 and not (array.dims[0] == "window" and str(array.dims[1]) in finer):
+            yield from _each(place, array, label, units, fit.name)
 
 
-def _worth_a_map(array: xr.DataArray) -> bool:
+def _each(
+    place: Place, array: xr.DataArray, label: str, units: str, model: str
+) -> Iterator[Picture]:
+    """Probabilities as a map of classes, other figures as a map for each."""
+    values, dim = np.asarray(array.values, dtype=float), str(array.dims[1])
+    named = array[dim].values if dim in array.coords else np.arange(array.shape[1])
+    names = [f"{dim} {n + 1}" if isinstance(n, np.integer) else clean(n, 24) for n in named]
+    whole = values.min(initial=0.0) >= 0 and np.allclose(values.sum(1), 1, atol=1e-3)
+    if whole and "probability" in str(array.name):
+        yield _most_probable(place, values, names, clean(dim, 24), model)
+        yield _entropy(place, values, clean(dim, 24), model)
+    elif not str(array.name).endswith(ERRORS) and array.shape[1]:
+        yield _panels(place, values[:, :MOST_PANELS], names, label, units, model)
+
+
+def _panels(
+    place: Place, values: np.ndarray, names: list[str], label: str, units: str, model: str
+) -> Picture:
+    """A map for each of several figures, on one scale."""
+    count = values.shape[1]
+    across = min(count, 3)
+    down = -(-count // across)
+    low, high = _limits(values, False)
+    diverging = _signed(low, high)
+    if diverging:
+        low, high = _limits(values, True)
+
+    def build(figure: Figure) -> None:
+        every = figure.subplots(down, across, squeeze=False)
+        for axes in every.flat[count:]:
+            axes.remove()
+        for k, axes in enumerate(every.flat[:count]):
+            map_axes(figure, place, axes)
+            shown = _scalars(
+                axes, place, values[:, k], (low, high), colours(place, diverging=diverging)
+            )
+            axes.set_title(literal(names[k], 24), fontsize=8.5)
+            axes.label_outer()
+        colour_bar(figure, every.ravel().tolist()[:count], shown, axis_label(label, units))
+
+    return draw(
+        build,
+        f"Maps of {label} in {model}: {', '.join(names[:count])}.",
+        f"{label[:1].upper()}{label[1:]}, one map each.",
+        size=(1.75 * across + 1.2 if across > 1 else WIDTH, 1.9 * down + 0.6),
+        wide=across > 2,
+    )
+
+
+def _lattice(position: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Places on a regular grid: its x, its y, and the index of each place in it; None where they are on none."""
+    (x, i), (y, j) = (np.unique(np.round(column, 6), return_inverse=True) for column in position.T)
+    steps = [np.diff(axis) for axis in (x, y)]
+    if len(x) * len(y) != len(position) or min(map(len, steps)) == 0:
+        return None
+    even = all(np.ptp(step) < 1e-3 * step.mean() for step in steps)
+    return (x, y, j * len(x) + i) if even else None
+
+
+def _scalars(
+    axes: Axes, place: Place, values: np.ndarray, limits: tuple[float, float], cmap: str
+) -> Any:
+    """Values as tiles where the places are on a grid, as dots where not; what is not known is grey."""
+    grid = _lattice(place.position)
+    if grid is not None:
+        x, y, index = grid
+        tiles = np.full(len(x) * len(y), np.nan)
+        tiles[index] = values
+        half = [0.5 * (axis[1] - axis[0]) for axis in (x, y)]
+        extent = (x[0] - half[0], x[-1] + half[0], y[-1] + half[1], y[0] - half[1])
+        axes.set_xlim(extent[:2])
+        axes.set_ylim(extent[2:])
+        return axes.imshow(
+            tiles.reshape(len(y), len(x)),
+            origin="upper",
+            extent=extent,
+            vmin=limits[0],
+            vmax=limits[1],
+            cmap=cmap,
+        )
+    known = np.isfinite(values)
+    x, y = place.position.T
+    many = len(values) > MANY
+    size = dot_size(place)
+    axes.scatter(x[~known], y[~known], s=size, color=GREY, alpha=0.3, lw=0, rasterized=many)
+    return axes.scatter(
+        x[known],
+        y[known],
+        c=values[known],
+        s=size,
+        lw=0,
+        vmin=limits[0],
+        vmax=limits[1],
+        cmap=cmap,
+        rasterized=many,
+    )
+
+
+def _worth_afield_map(array: xr.DataArray) -> bool:
     """Figures and flags; other whole numbers are counts and codes, which a table tells better."""
     if array.dtype.kind in "iu":
         return bool(array.size) and set(np.unique(array.values)) <= {0, 1}
@@ -260,51 +423,56 @@ def _limits(values: np.ndarray, diverging: bool) -> tuple[float, float]:
     return (low, high) if high > low else (low, low + 1.0)
 
 
+def _signed(low: float, high: float) -> bool:
+    """Whether values are of both signs, so that zero is what they are read against."""
+    return low < 0 < high and min(-low, high) > SIGNED * max(-low, high)
+
+
 def _values(place: Place, array: xr.DataArray, label: str, units: str, model: str) -> Picture:
     values = np.asarray(array.values, dtype=float)
-    diverging = bool(array.attrs.get("diverging", False))
-    middle = float(np.median(_finite(values)))
-    written = f"median {middle:.3g}{f' {units}' if units not in ('', '1') else ''}"
-    if array.dtype.kind in "biu":
-        written = f"{int(values.sum()):,} of {len(values):,}"
-    return _map(
+    period = float(array.attrs.get("period", 0.0))
+    flag = array.dtype.kind in "biu"
+    limits = (0.0, period) if period else _limits(values, False)
+    diverging = not period and bool(array.attrs.get("diverging", _signed(*limits)))
+    if flag:
+        limits = (0.0, 1.0)
+    elif diverging:
+        limits = _limits(values, True)
+    low, middle, high = np.quantile(_finite(values), (0.05, 0.5, 0.95))
+    written = units if units not in ("", "1") else ""
+    said = f"median {middle:.3g}, nine in ten from {low:.3g} to {high:.3g} {written}".rstrip()
+    if flag:
+        said = f"{int(values.sum()):,} of {len(values):,}"
+    elif period:
+        said = f"over a period of {period:.3g} {written}".rstrip()
+    return field_map(
         place,
-        values,
+        np.mod(values, period) if period else values,
         axis_label(label, units),
-        f"Map of {label} in {model}, {written}.",
-        f"{label[:1].upper()}{label[1:]}: {written}.",
-        limits=(0.0, 1.0) if array.dtype.kind in "biu" else _limits(values, diverging),
-        diverging=diverging,
+        f"Map of {label} in {model}, {said}.",
+        f"{label[:1].upper()}{label[1:]}: {said}.",
+        limits=limits,
+        cmap=colours(place, diverging=diverging, period=period),
     )
 
 
-def _map(
+def field_map(
     place: Place,
     values: np.ndarray,
     label: str,
     alt: str,
     caption: str,
     *,
-    limits: tuple[float, float],
-    diverging: bool = False,
+    limits: tuple[float, float] | None = None,
+    cmap: str | None = None,
 ) -> Picture:
+    """A map of one figure of every unit; by default on a scale that a few wild ones do not stretch."""
+    scale = limits or _limits(values, False)
+
     def build(figure: Figure) -> None:
         axes = map_axes(figure, place)
-        known = np.isfinite(values)
-        x, y = place.position.T
-        axes.scatter(x[~known], y[~known], s=dot_size(place), color=GREY, alpha=0.3, lw=0)
-        dots = axes.scatter(
-            x[known],
-            y[known],
-            c=values[known],
-            s=dot_size(place),
-            lw=0,
-            vmin=limits[0],
-            vmax=limits[1],
-            cmap="RdBu_r" if diverging else "cividis",
-            rasterized=len(values) > MANY,
-        )
-        colour_bar(figure, axes, dots, label)
+        shown = _scalars(axes, place, values, scale, cmap or colours(place))
+        colour_bar(figure, axes, shown, label)
 
     return draw(build, alt, caption, size=SIZE)
 
@@ -345,7 +513,8 @@ def _grid(array: xr.DataArray, label: str, units: str, model: str) -> Picture:
     )
 
 
-def _arrows(place: Place, vectors: np.ndarray, label: str, units: str, model: str) -> Picture:
+def arrows(place: Place, vectors: np.ndarray, label: str, units: str, model: str) -> Picture:
+    """Vectors as arrows, coloured by direction; where there are too many, means over tiles."""
     position, shown = _tiled(place.position, vectors)
     length = np.hypot(*shown.T)
     usual = float(np.quantile(length, 0.9)) or 1.0
