@@ -9,7 +9,7 @@ import xarray as xr
 
 from atomzoo.datasets.kinds import dataset
 from atomzoo.datasets.scenes import simulate
-from atomzoo.inference.fit import fit
+from atomzoo.inference.fit import fit, make_density
 from atomzoo.models.model import View, find
 from atomzoo.models.priors import ModelError
 from atomzoo.models.structure.point_groups import (
@@ -21,7 +21,12 @@ from atomzoo.models.structure.point_groups import (
     distinct_groups,
     operations,
 )
-from atomzoo.models.structure.site_symmetry import SiteVectors, groups_of, site_symmetry
+from atomzoo.models.structure.site_symmetry import (
+    SiteVectors,
+    evidence_of,
+    groups_of,
+    site_symmetry,
+)
 
 SHAPES = {
     "2": Arrangement(2),
@@ -358,3 +363,15 @@ def test_vague_and_informative_priors_agree_at_low_noise_and_where_they_do_not_t
     assert told[0].mean() < 0.15 < told[1].mean()
     # Where the two disagree, most are told, and of those that agree fewer.
     assert told[1][~agreed[1]].mean() > 0.5 > told[0][agreed[0]].mean()
+
+
+def test_what_is_learnt_is_the_likelihood_of_the_story():
+    data = site_symmetry.simulate(blank(SHAPES["3+6"], 40, error=0.002), prior="graphene", seed=4)
+    density = make_density("site_symmetry", data, "graphene")
+    z = density.initial(3, seed=1)
+    values = density.constrain(z)
+    for row, each in enumerate(density.pointwise(z)):
+        given = {name: value[row] for name, value in values.items()}
+        every = evidence_of(density.view, density.prior, given)
+        told = torch.logsumexp(every + torch.log(given["weights"])[:, None], 0)
+        torch.testing.assert_close(told, each)
