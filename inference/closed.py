@@ -15,7 +15,7 @@ from .runs import POINTWISE_LIMIT, Draws, Progress, RunError
 
 __all__ = ["run"]
 
-CHAINS = 4
+CHAINS, FEW = 4, 8
 
 
 def run(
@@ -47,8 +47,8 @@ def run(
         if "mask" not in inspect.signature(model.posterior).parameters:
             raise RunError(f"the posterior that {model.name} brings cannot leave units out")
         more["mask"] = density.mask
-    # No more than their pointwise likelihoods are kept of, in whole chains.
-    most = max(CHAINS, POINTWISE_LIMIT // max(1, density.plate_total) // CHAINS * CHAINS)
+    # No more than their pointwise likelihoods are kept of, in whole chains; where none are, a few.
+    most = max(FEW, POINTWISE_LIMIT // max(1, density.plate_total) // CHAINS * CHAINS)
     told = model.posterior(density.view, density.prior, draws=min(draws, most), seed=seed, **more)
     z = density.unconstrain_all(told.draws)
     chains = CHAINS if len(z) % CHAINS == 0 else 1

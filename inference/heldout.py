@@ -69,6 +69,11 @@ def _standard_error(parts: np.ndarray) -> float:
 
 def _pointwise(run: xr.DataTree) -> np.ndarray:
     """Log likelihood as (draws, units)."""
+    if "log_likelihood" not in run.children:
+        raise RunError(
+            f"the run of {run.attrs.get('model')} kept no pointwise likelihoods, its observations are too many; it "
+            "cannot be compared, a smaller part of the data can"
+        )
     group = run["log_likelihood"].to_dataset()
     (name,) = group.data_vars
     values = group[name].stack(sample=("chain", "draw")).transpose("sample", ...).values

@@ -44,9 +44,11 @@ __all__ = [
 Progress = Callable[[int, int, str], None]
 # Pointwise log likelihoods beyond this many numbers are thinned over draws, evenly, and the run says so.
 POINTWISE_LIMIT = 20_000_000
+# Where that would leave fewer draws than that, none are kept: images of more than a million pixels.
+FEWEST_POINTWISE = 20
 # Kinds of which a run does not keep a second copy.
 BIG = ("image",)
-# Predictions beyond this many numbers are fewer than were asked for.
+# Predictions beyond this many numbers are fewer than were asked for; where one alone is more, there are none.
 PREDICTIVE_LIMIT = 5_000_000
 LIBRARIES = (
     "atomzoo",
@@ -184,6 +186,10 @@ def _described(
     """Values of every draw, and the groups of likelihoods, prior densities and classes."""
     chains, length, _ = z.shape
     keep = _evenly(length, max(1, POINTWISE_LIMIT // max(1, chains * _units(density))))
+    if chains * len(keep) < min(FEWEST_POINTWISE, chains * length):
+        values = density.constrain(flat, held)
+        log_prior = _dataset(density, density.log_prior(flat, held), chains, scalar=True)
+        return values | held, {"log_prior": log_prior}
     thin = z[:, keep].flatten(0, 1)
     thin_held = {
         k: v.reshape(chains, length, *v.shape[1:])[:, keep].flatten(0, 1) for k, v in held.items()
@@ -302,9 +308,9 @@ def _predictions(
     predictive: int,
     seed: int,
 ) -> dict[str, xr.Dataset]:
-    if predictive < 1:
-        return {}
     elements = sum(density.view.data[name].size for name in density.observed)
+    if predictive < 1 or elements > PREDICTIVE_LIMIT:
+        return {}
     predictive = min(predictive, max(chains, PREDICTIVE_LIMIT // max(elements, 1)))
     prior, prior_predicted = density.prior_draws(predictive, seed + 1)
     keep = _evenly(length, max(1, predictive // chains))

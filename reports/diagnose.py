@@ -23,6 +23,8 @@ MCSE_SHARE = 0.05
 PREDICTIVE_P = 0.01
 # With fewer predictions no p-value is small enough to mean anything.
 LEAST_PREDICTIONS = 100
+# With fewer draws their weights have no tail that a Pareto distribution could be fitted to.
+LEAST_WEIGHED = 100
 PRIOR_SENSITIVITY = 0.05
 MANY_CHAINS = 16
 # A prior that matters is a finding about the conclusion, no fault of the computation: it is told, and stops nothing.
@@ -182,8 +184,16 @@ def _importance(run: xr.DataTree) -> list[Gate]:
     return [Gate("Pareto k of the draws", k, RELIABLE_K, k <= RELIABLE_K, text)]
 
 
+def _weighable(run: xr.DataTree) -> bool:
+    """Whether likelihoods were kept, of enough draws to weigh them."""
+    if "log_likelihood" not in run.children:
+        return False
+    sizes = run["log_likelihood"].sizes
+    return int(sizes["chain"] * sizes["draw"]) >= LEAST_WEIGHED
+
+
 def _left_out(run: xr.DataTree) -> list[Gate]:
-    if "log_likelihood" not in run.children or "networks" in run.children:
+    if not _weighable(run) or "networks" in run.children:
         return []
     k = leave_one_out(run).k
     share = float(np.mean(k > RELIABLE_K))
@@ -246,7 +256,7 @@ def power_scaling(run: xr.DataTree) -> dict[str, tuple[float, float]]:
     Only the priors of the prior set are scaled: what a model says of its own latents is part of the likelihood. Of a
     vector the most sensitive element counts.
     """
-    if not {"log_prior", "log_likelihood"} <= set(run.children):
+    if "log_prior" not in run.children or not _weighable(run):
         return {}
     written = json.loads(run.attrs.get("prior", "{}"))
     priors = [n for n in written if n in run["log_prior"].data_vars]

@@ -9,6 +9,7 @@ import toys
 
 from atomzoo.datasets.scenes import simulate
 from atomzoo.inference.fit import RUNNERS, fit
+from atomzoo.inference.heldout import leave_one_out
 from atomzoo.inference.runs import RunError, draws_of, read_run, write_run
 
 SEEN = toys.some_numbers()["value"].values.ravel()
@@ -166,3 +167,14 @@ def test_a_failed_write_leaves_the_old_run_and_nothing_else(tmp_path, monkeypatc
         write_run(run, path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["run.nc"]
+
+
+def test_of_very_many_observations_no_likelihoods_and_no_predictions_are_kept(monkeypatch):
+    monkeypatch.setattr("atomzoo.inference.runs.POINTWISE_LIMIT", 19 * 20)
+    monkeypatch.setattr("atomzoo.inference.runs.PREDICTIVE_LIMIT", 19)
+    data = toys.some_numbers()
+    run = fit(toys.toy_normal, data, runner="laplace", seed=1)
+    assert {"posterior", "log_prior", "observed_data"} <= set(run.children)
+    assert not {"log_likelihood", "posterior_predictive"} & set(run.children)
+    with pytest.raises(RunError, match="kept no pointwise likelihoods"):
+        leave_one_out(run)
