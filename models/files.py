@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..datasets.kinds import DataError
 from .model import Model, find, models
 from .priors import ModelError
 
@@ -57,6 +58,10 @@ def _module(file: Path) -> object:
     try:
         with _importable(file.parent):
             spec.loader.exec_module(module)
+    except (DataError, ModelError):
+        # Ours say by themselves what is wrong.
+        del sys.modules[name]
+        raise
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         first = (str(error).splitlines() or [""])[0]

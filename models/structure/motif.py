@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -501,7 +503,15 @@ def motif(patterns: View, prior: Prior) -> None:
     Prior sets choose the templates by the number `library`: 1 shapes of nearest neighbours, 2 graphene, 3 MoS2,
     4 perovskites; `radius` (nm; 0 for `reach` spacings) says how much of them is looked at. Where atoms have
     intensities and `brightness` is 1, a neighbour's log brightness relative to the atom's own tells too; `contrast` is
-    the power of the templates' brightness, `spread` the scatter. Templates of your own: `motifs_from(file)`.
+    the power of the templates' brightness, `spread` the scatter.
+
+    Templates of your own are a file of text, `sites.csv`, with a header `motif,x,y` and a line for each neighbour: its
+    atom's class and the way to it, the bulk first. Two lines in `sites.py` make a model of it,
+
+        from atomzoo.models.structure.motif import motifs_from
+        sites = motifs_from("sites.csv", radius=0.33)
+
+    which is fitted by `atomzoo fit sites.py:sites atoms.nc`, or compared with others.
 
     **Assumes** atoms independent given the parameters, though neighbours share their neighbours: frequencies come out
     a little too sure. Noise is the same in all directions on the specimen and smaller than a tenth of the distance of
@@ -519,6 +529,13 @@ def motif(patterns: View, prior: Prior) -> None:
     (2010), for the mixture of template, noise and outliers; Mardia and Jupp, Directional Statistics (2000).
     """
     _tell(patterns, prior, _built_in(prior.library))
+
+
+def _beside(file: str | os.PathLike[str], script: str | None) -> Path:
+    """The file from where one works; where there is none, from beside the script that asks for it."""
+    here = Path(file).expanduser()
+    there = Path(script or "").parent / here
+    return there if script and there.exists() and not here.exists() else here
 
 
 def motifs_from(
@@ -539,14 +556,16 @@ def motifs_from(
     makes a model for `atomzoo fit my_sites.py:my_sites atoms.nc`. The first class of the file is the bulk.
 
     Args:
-        file: templates, as told in `templates`.
+        file: templates, as told in `templates`; from the folder one works in, or from that of the script.
         name: of the model; by default that of the file.
         radius: in nm, around each atom; 0 takes 1.22 times the distance of nearest neighbours.
         unit: of the file's lengths in nm; 0 for the distance of nearest neighbours.
         noise: prior of the noise in nm, by default about a twenty-fifth of the distance of nearest neighbours.
         brightness: whether the neighbours' brightness counts, where the atoms have intensities.
     """
-    found = read_templates(file)
+    frame = inspect.currentframe()
+    script = frame.f_back.f_globals.get("__file__") if frame and frame.f_back else None
+    found = read_templates(_beside(file, script))
     named = name or re.sub(r"[^a-z0-9]+", "_", found.name.lower()).strip("_")
     scaled = noise if noise is not None else "LogNormal(log(spacing.mean / 25), 0.8)"
     own = _prior(

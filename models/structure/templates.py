@@ -159,7 +159,9 @@ def read_templates(file: str | os.PathLike[str]) -> Library:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise DataError(f"{file}: there is no such file of templates") from None
+        raise DataError(
+            f"{file}: there is no such file of templates; it is looked for where you are, and beside the script"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read as text: {error}") from None
     return parse_templates(text.splitlines(), path.stem)

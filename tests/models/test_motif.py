@@ -17,6 +17,7 @@ from atomzoo.models.priors import ModelError
 from atomzoo.models.structure import matching
 from atomzoo.models.structure.matching import Layout, Table, log_classes, parameters
 from atomzoo.models.structure.motif import motif
+from atomzoo.models.structure.shared_parameters import CHAINS
 from atomzoo.models.structure.templates import LIBRARIES, library, parse_templates, read_templates
 
 BENT = """motif,x,y,brightness
@@ -258,6 +259,48 @@ def test_defects_of_graphene_are_found_at_ten_picometres_in_a_sheared_scan():
     assert f1 > 0.9
 
 
+def test_sites_near_silicon_are_told_from_other_defects():
+    """Where two atoms have made room for one, atoms that are not bonded to it have lost a neighbour too."""
+    sheet = simulate(
+        "graphene", gives="atoms", field=5, pixel=0.02, silicon_4=0.01, disorder=0.005, seed=2
+    )
+    data = motif.prepared(sheet, "graphene")
+    names = np.array(data.attrs["motifs"])
+    weights = np.where(names == "sp2 bulk", 0.7, 0.3 / (len(names) - 1))
+    known = KNOWN | {"noise": 0.005, "shear": 0.0, "stretch": 1.0, "weights": weights}
+    best = names[at(data, "graphene", **known).argmax(1)]
+    site, position = sheet.true_site.values, sheet.true_position.values
+    silicon = position[site == sheet.attrs["site_names"].index("silicon with 4 bonds")]
+    away = np.linalg.norm(data.position.values[:, None] - silicon, axis=2).min(1)
+    few = (data.neighbour.values[..., :2] != 0).any(-1).sum(1) < 12
+    near = few & (away > 0.23)
+    assert near.sum() > 20
+    assert set(best[near & (away < 0.32)]) == {"near silicon"}
+    # Farther off only one neighbour is missing.
+    assert set(best[near]) <= {"near silicon", "third from a vacancy"}
+    assert (best[away > 0.6] == "sp2 bulk").all()
+
+
+@pytest.mark.slow
+def test_its_own_posterior_is_that_of_a_general_runner():
+    """Means apart by less than four standard errors of both; of shares there are as many different draws as chains."""
+    sheet = simulate("graphene", gives="atoms", field=2.2, disorder=0.006, vacancies=0.03, seed=3)
+    own = fit(motif, sheet, prior="graphene", predictive=0, lean=True)
+    short = {"starts": 8, "proposals": 4000, "refits": 3}
+    other = fit(motif, sheet, prior="graphene", runner="laplace", predictive=0, lean=True, **short)
+    effective = [run.attrs["importance_ess"] for run in (own, other)]
+    assert min(effective) > 100
+    for name in own["posterior"].data_vars:
+        one, two = (
+            run["posterior"][name].values.reshape(-1, *run["posterior"][name].shape[2:])
+            for run in (own, other)
+        )
+        few = math.sqrt(1 / min(effective[0], CHAINS) + 1 / effective[1])
+        assert (np.abs(one.mean(0) - two.mean(0)) < 4 * few * two.std(0)).all(), name
+    error = math.hypot(own.attrs["log_evidence_se"], other.attrs["log_evidence_se"])
+    assert abs(own.attrs["log_evidence"] - other.attrs["log_evidence"]) < 4 * error
+
+
 @pytest.fixture(scope="module")
 def run():
     sheet = simulate("graphene", gives="atoms", field=1.7, disorder=0.004, rotation=8.0, seed=5)
@@ -300,16 +343,18 @@ def test_patterns_made_for_other_templates_are_refused():
         make_density(motif, sheet, {"set": "graphene", "radius": 0.1})
 
 
+# The file of templates is beside the script, wherever one works.
+OWN = """from atomzoo.models.structure.motif import motifs_from
+sites = motifs_from("sites.csv", radius=0.19)
+"""
+
+
 def test_templates_of_ones_own_make_a_model(tmp_path):
     (tmp_path / "sites.csv").write_text(
         "# in nm\nmotif,x,y\nplain,0.142,0\nplain,-0.071,0.12298\nplain,-0.071,-0.12298\n"
         "edge,0.142,0\nedge,-0.071,0.12298\n"
     )
-    (tmp_path / "mine.py").write_text(
-        "from pathlib import Path\n"
-        "from atomzoo.models.structure.motif import motifs_from\n"
-        "sites = motifs_from(Path(__file__).parent / 'sites.csv', radius=0.19, name='sites')\n"
-    )
+    (tmp_path / "mine.py").write_text(OWN)
     made = load_file(str(tmp_path / "mine.py"), "sites")
     assert made.card.title.startswith("Motifs of sites")
     sheet = simulate("graphene", gives="atoms", field=2.2, vacancies=0.03, seed=1)
@@ -322,6 +367,15 @@ def test_templates_of_ones_own_make_a_model(tmp_path):
     )
     drawn = made.simulate(sheet, seed=2)
     assert View(drawn).has("neighbour")
+
+
+def test_a_script_with_a_bad_file_of_templates_says_what_is_wrong_in_it(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    with pytest.raises(DataError, match=r"^sites\.csv: there is no such file of templates"):
+        load_file(str(tmp_path / "mine.py"), "sites")
+    (tmp_path / "sites.csv").write_text("motif,x,y\nplain,0.142,zero\n")
+    with pytest.raises(DataError, match=r"^templates sites, line 2: y must be a number"):
+        load_file(str(tmp_path / "mine.py"), "sites")
 
 
 MALFORMED = {
