@@ -16,7 +16,29 @@ import numpy as np
 from .kinds import DataError
 from .scenes import MOST_ELEMENTS
 
-__all__ = ["Crystal", "cells_within", "choose", "fractions", "hexagonal", "turn"]
+__all__ = ["Crystal", "Solid", "cells_within", "choose", "fractions", "hexagonal", "turn"]
+
+
+@dataclass(frozen=True)
+class Solid:
+    """The crystal in depth: which atoms stand in each of its columns.
+
+    Attributes:
+        stacks: for each kind of column its atoms, an atomic number and a height in nm each; the first is the kind that
+            `dose` is about.
+        kind: which of these each column is.
+        layers: how often every stack is repeated.
+        period: the distance from one to the next in nm.
+        unlisted: places of columns that are there and not among the crystal's, as they hardly show, (place, 2).
+        unlisted_kind: which stack they all are.
+    """
+
+    stacks: Sequence[Sequence[tuple[int, float]]]
+    kind: np.ndarray
+    layers: int = 1
+    period: float = 0.0
+    unlisted: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
+    unlisted_kind: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,6 +56,7 @@ class Crystal:
         vectors: further truth of each column that turns with the crystal.
         units: of these two, where they are not codes.
         facts: further truth of the whole.
+        solid: the atoms in the columns, where the scene knows them.
     """
 
     position: np.ndarray
@@ -49,6 +72,7 @@ class Crystal:
     vectors: dict[str, np.ndarray] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
     facts: dict[str, float] = field(default_factory=dict)
+    solid: Solid | None = None
 
     def take(self, which: np.ndarray) -> Crystal:
         """Some of the columns."""
@@ -58,6 +82,7 @@ class Crystal:
             **{name: getattr(self, name)[which] for name in arrays},
             columns={name: values[which] for name, values in self.columns.items()},
             vectors={name: values[which] for name, values in self.vectors.items()},
+            solid=self.solid and replace(self.solid, kind=self.solid.kind[which]),
         )
 
     def turned(self, degrees: float, centre: np.ndarray) -> Crystal:
@@ -68,6 +93,8 @@ class Crystal:
             lattice=turn(self.lattice, degrees) + centre,
             missing=turn(self.missing, degrees) + centre,
             vectors={name: turn(values, degrees) for name, values in self.vectors.items()},
+            solid=self.solid
+            and replace(self.solid, unlisted=turn(self.solid.unlisted, degrees) + centre),
         )
 
 

@@ -4,7 +4,8 @@ A scene says which columns there are; `imaged` adds the parameters of specimen a
 every scene, takes the picture and writes down the truth. With `gives=image` a scene gives the image, with `gives=atoms`
 the columns as the best measurement of that image would find them, with their covariance. It is the same crystal.
 
-The parameters of specimen and microscope are told in `setting`.
+The parameters of specimen and microscope are told in `setting`. A scene that knows the atoms in its columns can be
+looked at by a simulated beam, `render=multislice`, whose parameters are told in `multislice`.
 
 Truth: every number among the parameters as `true_<parameter>`; of each column in the frame `true_position`, where the
 image shows it, jitter left out; `true_specimen_position`, where it is; `true_lattice_position`, its place on the
@@ -14,6 +15,11 @@ undistorted lattice; `true_intensity` in electrons; `true_species` and `true_sit
 `true_row_drift` and `true_row_jitter` at `true_row_y`. An image has `true_mean`, the electrons expected at each pixel,
 and `true_haze`, what of these is background and dirt. With the mean, `microscope.measure` gives the Cramér-Rao bound of
 every column. Atoms have `true_intensity_error`, that bound for their electrons.
+
+With `render=multislice` places and species are the same, and `true_mean` is still what the counts are drawn from.
+`probe`, `tail`, `tail_width`, `spread` and `z_power` have no meaning and are refused, as is `gives=atoms`: columns have
+shapes of their own, for which there is no bound. `true_intensity` is that of the column alone, `true_beam_electrons`
+the electrons that hit a pixel's place. The beam is in the attributes, by the names of its parameters.
 """
 
 from __future__ import annotations
@@ -30,31 +36,37 @@ import xarray as xr
 from .crystals import Crystal
 from .kinds import DataError, dataset
 from .microscope import Scan, measure, render
+from .multislice import Beam, Exposure, expose
 from .setting import Setting
 
 __all__ = ["imaged"]
 
 # Nanometres that the crystal goes on beyond what is seen.
 MARGIN = 0.5
+# Of peaks that are drawn.
+DRAWN = ("probe", "tail", "tail_width", "spread", "z_power")
 
 
-def imaged(**defaults: Any) -> Callable[[Callable[..., Crystal]], Callable[..., xr.Dataset]]:
+def imaged(
+    beam: Beam | None = None, **defaults: Any
+) -> Callable[[Callable[..., Crystal]], Callable[..., xr.Dataset]]:
     """Make a scene of a function that grows a crystal, with its own defaults for the setting.
 
     The function is `grow(rng, radius, **parameters)`: the columns within a radius of the origin, at least. Where it
-    asks for `z_power`, it gets that of the setting.
+    asks for `z_power`, it gets that of the setting. Where it says which atoms stand in its columns, `beam` has the
+    defaults for `render=multislice`.
     """
     setting = Setting(**defaults)
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    common = {
-        f.name: inspect.Parameter(f.name, keyword, default=getattr(setting, f.name))
-        for f in fields(Setting)
-    }
+    common, of_beam = _parameters(setting), _parameters(beam) if beam else {}
 
     def decorate(grow: Callable[..., Crystal]) -> Callable[..., xr.Dataset]:
         signature = inspect.signature(grow)
         rng_first, _, *asked = signature.parameters.values()
-        own = {p.name: p.replace(kind=keyword) for p in asked if p.name not in common}
+        own = {
+            p.name: p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for p in asked
+            if p.name not in common
+        }
         shared = [p.name for p in asked if p.name in common]
 
         @wraps(grow)
@@ -62,9 +74,12 @@ def imaged(**defaults: Any) -> Callable[[Callable[..., Crystal]], Callable[..., 
             chosen = replace(setting, **{k: v for k, v in given.items() if k in common})
             values = {name: given.get(name, p.default) for name, p in own.items()}
             values |= {name: getattr(chosen, name) for name in shared}
-            return _picture(rng, grow, chosen, values)
+            sent = beam and replace(beam, **{k: v for k, v in given.items() if k in of_beam})
+            if sent and sent.simulated:
+                _check_simulated(chosen, given)
+            return _picture(rng, grow, chosen, sent, values)
 
-        parameters = [rng_first, *own.values(), *common.values()]
+        parameters = [rng_first, *own.values(), *common.values(), *of_beam.values()]
         # What `inspect` reads first; the type of functions does not tell of it.
         make.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return make
@@ -72,26 +87,51 @@ def imaged(**defaults: Any) -> Callable[[Callable[..., Crystal]], Callable[..., 
     return decorate
 
 
+def _parameters(parts: Setting | Beam) -> dict[str, inspect.Parameter]:
+    return {
+        f.name: inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=getattr(parts, f.name)
+        )
+        for f in fields(parts)
+    }
+
+
+def _check_simulated(setting: Setting, given: dict[str, Any]) -> None:
+    if setting.gives != "image":
+        raise DataError("render=multislice gives an image only; take gives=image")
+    drawn = [name for name in DRAWN if name in given]
+    if drawn:
+        raise DataError(
+            f"{', '.join(drawn)} is of peaks that are drawn and means nothing with render=multislice; leave it out"
+        )
+
+
 def _picture(
     rng: np.random.Generator,
     grow: Callable[..., Crystal],
     setting: Setting,
+    beam: Beam | None,
     values: dict[str, Any],
 ) -> xr.Dataset:
     """What there is to see, what the instrument makes of it, and the truth of both."""
-    look = _look(rng, grow, setting, values)
+    look = _look(rng, grow, setting, beam, values)
     names = {
         "species_names": list(look.crystal.species_names),
         "site_names": list(look.crystal.site_names),
     }
     words = {name: value for name, value in values.items() if isinstance(value, str)}
+    if beam:
+        words |= vars(beam) if beam.simulated else {"render": beam.render}
     take = _take_image if setting.gives == "image" else _take_atoms
     return take(rng, look, setting, attrs={**names, **words}, **_truth(look, setting, values))
 
 
 @dataclass(frozen=True)
 class _Look:
-    """What there is to see: a crystal, its electrons, the scan and the haze, and where the columns are seen."""
+    """What there is to see: a crystal, its electrons, the scan and the haze, and where the columns are seen.
+
+    Where the beam is simulated, `beam` is how many electrons hit a pixel's place.
+    """
 
     crystal: Crystal
     electrons: np.ndarray
@@ -100,12 +140,14 @@ class _Look:
     seen: np.ndarray
     inside: np.ndarray
     mean: np.ndarray
+    beam: float | None
 
 
 def _look(
     rng: np.random.Generator,
     grow: Callable[..., Crystal],
     setting: Setting,
+    beam: Beam | None,
     values: dict[str, Any],
 ) -> _Look:
     """Crystal, scan and haze, each with a generator of its own, so that one does not move the other."""
@@ -121,18 +163,27 @@ def _look(
     crystal = crystal.turned(setting.rotation, scan.centre)
     moved = setting.disorder * of_crystal.standard_normal(crystal.position.shape)
     crystal = replace(crystal, position=crystal.position + moved)
-    # Exponential, so that no column turns negative.
-    varied = np.exp(setting.spread * of_crystal.standard_normal(len(crystal.position)))
-    electrons = setting.dose * crystal.intensity * varied
-    haze = setting.haze(scan, of_haze)
     seen = scan.image_position(crystal.position)
     inside = np.flatnonzero(_inside(seen, scan))
     if not len(inside):
         raise DataError("there is no column in the frame; take a larger field")
     # From top to bottom, so that the order tells nothing of the species.
     inside = inside[np.lexsort((seen[inside, 0], seen[inside, 1]))]
-    mean = haze + render(crystal.position, electrons, probe, scan)
-    return _Look(crystal, electrons, scan, haze, seen, inside, mean)
+    if beam and beam.simulated:
+        shown = expose(crystal, beam, scan, of_crystal, dose=setting.dose, source=setting.source)
+    else:
+        shown = _drawn(crystal, setting, scan, of_crystal)
+    haze = shown.peak * setting.haze(scan, of_haze)
+    return _Look(crystal, shown.electrons, scan, haze, seen, inside, haze + shown.mean, shown.beam)
+
+
+def _drawn(crystal: Crystal, setting: Setting, scan: Scan, rng: np.random.Generator) -> Exposure:
+    """The sum of the columns' peaks."""
+    # Exponential, so that no column turns negative.
+    varied = np.exp(setting.spread * rng.standard_normal(len(crystal.position)))
+    electrons = setting.dose * crystal.intensity * varied
+    mean = render(crystal.position, electrons, setting.optics, scan)
+    return Exposure(electrons, mean, setting.unit_peak)
 
 
 def _take_image(rng: np.random.Generator, look: _Look, setting: Setting, **more: Any) -> xr.Dataset:
@@ -220,6 +271,9 @@ def _truth(look: _Look, setting: Setting, values: dict[str, Any]) -> dict[str, x
         if not isinstance(value, str)
     }
     truth |= {name: ((), float(value), "1") for name, value in crystal.facts.items()}
+    if look.beam is not None:
+        truth = {name: value for name, value in truth.items() if name not in DRAWN}
+        truth["beam_electrons"] = ((), look.beam, "electrons")
     truth |= {
         "position": (("atom", "axis"), seen[look.inside], "nm"),
         "specimen_position": (("atom", "axis"), kept.position, "nm"),

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .crystals import Crystal, cells_within, choose
+from .crystals import Crystal, Solid, cells_within, choose
 from .imaging import imaged
 from .kinds import DataError
+from .multislice import Beam
 from .scenes import scene
 from .twins import Twin, Walls, rhombohedral, tetragonal
 
@@ -20,6 +21,8 @@ CORNERS = np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
 WEIGHTS = np.array([[1, 0, 0, 0], [0.25, 0.25, 0.25, 0.25], [0.5, 0.5, 0, 0], [0.5, 0, 0.5, 0]])
 KINDS = np.array([0, 1, 2, 2])
 OXYGEN = 8
+# A slip of units, not a specimen that a beam comes through.
+THICKEST = 100.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,13 @@ MATERIALS = {
 
 
 @scene
-@imaged(field=10.0, pixel=0.02, dose=5000.0, rotation=3.0)
+@imaged(
+    beam=Beam(energy=200.0, convergence=22.0, inner_angle=70.0, outer_angle=150.0),
+    field=10.0,
+    pixel=0.02,
+    dose=5000.0,
+    rotation=3.0,
+)
 def perovskite(
     rng: np.random.Generator,
     radius: float,
@@ -67,6 +76,7 @@ def perovskite(
     wall_width: float = 0.5,
     off_centre: float = 0.02,
     oxygen: float = 0.0,
+    thickness: float = 1.6,
     z_power: float = 1.7,
 ) -> Crystal:
     """A perovskite seen along [100]: columns of A and of B, domains, and B displaced against A.
@@ -79,12 +89,16 @@ def perovskite(
     tetragonal cells and along <111> in others, of which the image shows the projection. `oxygen` is how much columns
     of oxygen alone show of what `z_power` gives them, 0 for none.
 
+    `render=multislice` sends a beam through `thickness` (nm) of it, in whole cells, instead of drawing peaks: see
+    `multislice`. All oxygen is there then; its columns are among those of the truth where `oxygen` is above 0. In every
+    layer B is displaced alike, and not along the beam.
+
     Of each column: `true_displacement` (of B from the middle of its four A), `true_domain` (0 or 1), `true_cell`, and
     `true_a`, `true_b` (nm), `true_gamma` (degrees) of the lattice at its place. The undistorted lattice is that of the
     domains. Intensities are relative to A.
     """
     found, state, walls = _checked(material, state, walls)
-    _check_sizes(found, domain_size, wall_width, off_centre, oxygen)
+    _check_sizes(found, domain_size, wall_width, off_centre, oxygen, thickness)
     stripes = Walls.none() if walls == "none" else Walls.stripes(domain_size, wall_width, radius)
     strain = stripes if walls == "ferroelastic" else Walls.none()
     twin = found.twin(cubic=state != "polar")
@@ -95,6 +109,7 @@ def perovskite(
     weights = WEIGHTS[:sublattices]
     corners = twin.position((cells[:, None] + CORNERS).reshape(-1, 2), strain)
     lattice = (weights @ corners.reshape(-1, 4, 2)).reshape(-1, 2)
+    unlisted = (WEIGHTS[sublattices:] @ corners.reshape(-1, 4, 2)).reshape(-1, 2)
     places = (cells[:, None] + weights @ CORNERS).reshape(-1, 2)
     f = strain.profile(places @ twin.across)
     edges = twin.vectors(f)
@@ -124,6 +139,23 @@ def perovskite(
         },
         vectors={"displacement": shift},
         units={"a": "nm", "b": "nm", "gamma": "degree", "displacement": "nm"},
+        solid=_solid(found, twin.edge if state != "polar" else found.a, thickness, kinds, unlisted),
+    )
+
+
+def _solid(
+    material: Material, period: float, thickness: float, kinds: np.ndarray, oxygen: np.ndarray
+) -> Solid:
+    """A, then B with the oxygen below it, then oxygen alone, over and over; the beam runs along a."""
+    a, b = material.numbers
+    half = period / 2
+    return Solid(
+        stacks=(((a, 0.0),), ((b, half), (OXYGEN, 0.0)), ((OXYGEN, half),)),
+        kind=kinds,
+        layers=max(1, round(thickness / period)),
+        period=period,
+        unlisted=oxygen,
+        unlisted_kind=2,
     )
 
 
@@ -145,7 +177,12 @@ def _checked(material: str, state: str, walls: str) -> tuple[Material, str, str]
 
 
 def _check_sizes(
-    material: Material, domain_size: float, wall_width: float, off_centre: float, oxygen: float
+    material: Material,
+    domain_size: float,
+    wall_width: float,
+    off_centre: float,
+    oxygen: float,
+    thickness: float,
 ) -> None:
     if not 0 < 4 * wall_width <= domain_size < np.inf:
         raise DataError(
@@ -158,6 +195,8 @@ def _check_sizes(
         )
     if not 0 <= oxygen <= 1:
         raise DataError(f"oxygen must be between 0 and 1, found {oxygen:g}")
+    if not 0 < thickness <= THICKEST:
+        raise DataError(f"thickness must be from 0 to {THICKEST:g} nm, found {thickness:g}")
 
 
 def _way(

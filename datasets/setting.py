@@ -146,7 +146,7 @@ class Setting:
         return Scan(points, points, matrix, drift, self.jitter * rng.standard_normal(len(points)))
 
     def haze(self, scan: Scan, rng: np.random.Generator) -> np.ndarray:
-        """Background and dirt, in electrons a pixel."""
+        """Background and dirt, in units of the peak of a column of intensity one."""
         x, y = scan.x - scan.centre[0], scan.y - scan.centre[1]
         u, v = x / self.field * 2, (y / self.field * 2)[:, None]
         slopes = rng.standard_normal(3)
@@ -162,4 +162,4 @@ class Setting:
             dirt = down.T @ across
             # Where blotches overlap they add up, and the highest is what was asked for.
             haze = haze + self.contamination * dirt / max(1.0, dirt.max())
-        return self.unit_peak * haze
+        return np.asarray(haze)

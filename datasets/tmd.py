@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .crystals import Crystal, cells_within, choose, fractions, hexagonal
+from .crystals import Crystal, Solid, cells_within, choose, fractions, hexagonal
 from .imaging import imaged
 from .kinds import DataError
+from .multislice import Beam
 from .scenes import scene
 
 __all__ = ["tmd"]
@@ -26,12 +27,28 @@ CHALCOGENS = {"S2": (2, 0), "SSe": (1, 1), "Se2": (0, 2), "S": (1, 0), "Se": (0,
 SPECIES = (*METALS, *CHALCOGENS)
 NOTHING = -1
 SITES = ("metal", "chalcogen", "metal next to a vacancy", "chalcogen next to a vacancy")
+# From the plane of the metals to those of the chalcogens, in nm.
+HEIGHT = 0.156
+# A lone chalcogen stands above the metals, in the second hollow below them: two more kinds of columns.
+UPPER, LOWER = HEIGHT, -HEIGHT
+STACKS = (
+    *(((number, 0.0),) for number in METALS.values()),
+    ((SULFUR, UPPER), (SULFUR, LOWER)),
+    ((SULFUR, UPPER), (SELENIUM, LOWER)),
+    ((SELENIUM, UPPER), (SELENIUM, LOWER)),
+    ((SULFUR, UPPER),),
+    ((SELENIUM, UPPER),),
+    ((SULFUR, LOWER),),
+    ((SELENIUM, LOWER),),
+)
 # Of rhenium, above which `phase=auto` gives 1T'.
 MAJORITY = 0.5
 
 
 @scene
-@imaged(field=9.0, pixel=0.015, dose=1500.0, rotation=12.0)
+@imaged(
+    beam=Beam(energy=80.0, convergence=30.0), field=9.0, pixel=0.015, dose=1500.0, rotation=12.0
+)
 def tmd(
     rng: np.random.Generator,
     radius: float,
@@ -55,6 +72,8 @@ def tmd(
 
     `true_phase` is 1 in 1T', `true_displacement` the way from the undistorted place, `true_vacancies` the number of
     atoms missing in a column, `true_cell` the cell that it belongs to. Intensities are relative to one Mo.
+    `render=multislice` sends a beam through the three planes instead of drawing peaks, see `multislice`; in a column
+    with one chalcogen it is the upper one that is there, in 1T' the upper and the lower stand in hollows of their own.
     """
     choose("phase", phase, ("auto", "2H", "1T'", "domain"))
     fractions(tungsten=tungsten, rhenium=rhenium, vanadium=vanadium)
@@ -133,6 +152,7 @@ def _crystal(
     others = [n * SULFUR**z_power + m * SELENIUM**z_power for n, m in CHALCOGENS.values()]
     brightness = np.array(metals + others) / metals[0]
     cell = np.broadcast_to(cells[:, None], lattice.shape)
+    below = np.isin(found, [SPECIES.index("S"), SPECIES.index("Se")]) & (np.arange(3) == 2)
     return Crystal(
         position=(lattice + shift)[there],
         lattice=lattice[there],
@@ -150,6 +170,7 @@ def _crystal(
         },
         vectors={"displacement": shift[there]},
         units={"displacement": "nm"},
+        solid=Solid(STACKS, np.where(below, found + 2, found)[there]),
     )
 
 
