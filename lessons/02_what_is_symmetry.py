@@ -232,7 +232,7 @@ perfect = {
 priors = {
     "scan free": "vague",
     "scan perfect": perfect,
-    "scan perfect, errors too": perfect | {"noise": "HalfNormal(1e-4)"},
+    "scan perfect, errors too": perfect | {"noise": "HalfNormal(1e-4)", "inflation": 1.0},
 }
 runs = {
     name: atomzoo.fit("site_symmetry", sheet, prior=prior, predictive=0)
@@ -246,7 +246,7 @@ for ax, (name, run) in zip(axes, runs.items(), strict=True):
     regular = classes["group"].sel(group_class="C3/D3").values
     # The simulation knows which atoms are in hexagons only.
     bulk = run["constant_data"]["true_site"].values == 0
-    ax.plot(*sheet["position"].values.T, ".", color="0.8", ms=3)
+    ax.plot(*sheet["position"].values.T, ".", color="0.8", ms=3, zorder=0)
     shown = ax.scatter(*classes["position"].values.T, c=regular, vmin=0, vmax=1, s=22)
     ax.plot(*classes["position"].values[~bulk].T, "r.", ms=3)
     ax.set(xlabel="x (nm)", aspect="equal")
@@ -511,8 +511,8 @@ axes[2].legend(frameon=False, fontsize=9, loc="upper left")
 fig.tight_layout()
 
 # %% [markdown]
-# The mean displacement is nothing in both, within the error that the scatter of so many arrows leaves. In the mean
-# image titanium is a little broader, by 4 %, as any vibration would make it. The cells themselves leave no doubt,
+# The mean displacement is nothing in both, within twice or so the error that the scatter of the arrows leaves. In the
+# mean image titanium is a little broader, by 4 %, as any vibration would make it. The cells themselves leave no doubt,
 # *because their noise is known*. The evidence of each story, with its unknown lengths summed out:
 
 # %%
@@ -551,7 +551,7 @@ for name in told["cubic"]:
 
 # %% [markdown]
 # Mind the second line: among stories that know of noise alone, "all displaced alike" beats "in the middle" in the
-# eight-site crystal. A few hundred arrows of 16 pm do not cancel to the last picometre, and a story without them calls
+# eight-site crystal. Two hundred arrows of 16 pm do not cancel to the last picometre, and a story without them calls
 # what is left a polarization. A wrong winner is no wonder where the right story was not entered.
 #
 # *Scattered anyhow*, a Gaussian of unknown width, is what heat would do, or noise larger than we were told. To see that
@@ -749,7 +749,7 @@ print(f"longer by {100 * (ratio - 1):.1f} %; for three standard errors {electron
 # 2. 15.6 pm; 11.7 pm with $\tau$ = 10 pm. A wider prior asks for more.
 # 3. Nothing, but the axis: by 1 % it is the same image. "Tetragonal" with a Bayes factor of about $e^{50}$ under
 #    `calibrated`, "cannot decide" under `vague`.
-# 4. The mixture, by about 175, as for two halves: it does not care where the cells are. With a wall, half of the cells
+# 4. The mixture, by about 180, as for two halves: it does not care where the cells are. With a wall, half of the cells
 #    are on the wrong side wherever it runs, and are missed by more than the one variant, halfway between, misses all of
 #    them.
 #
