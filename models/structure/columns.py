@@ -404,7 +404,8 @@ def columns(view: View, prior: Prior) -> None:
     All columns, the background and the width are fitted together, since neighbours overlap; each column has its
     covariance, with all else unknown. Which columns there are is told by evidence, a peak or none at every candidate
     place, with the density and the brightness of columns and how near each other they come learnt from the image
-    itself; rejected candidates are listed with their odds. `spacing` is the distance of neighbouring columns in nm, 0 to have it estimated.
+    itself; rejected candidates are listed with their odds. `spacing` is the distance of neighbouring columns in nm, 0
+    to have it estimated.
 
     **Assumes** one width for all columns, a cubic spline as background with knots as close as the residual asks for,
     and pixels independent given the mean, of variance gain · mean + floor; the law is read off the image. Rows that

@@ -16,12 +16,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .peaks import (
+    SIGHT,
     Fitted,
     Frame,
     Noise,
@@ -71,6 +73,10 @@ RIM = 5.0
 SHARED_LAGS = 2
 # Rounds of adding and dropping. Each candidate is tried twice at most, so that rounds end by themselves.
 MOST_ROUNDS = 24
+# Widths around a candidate in which peaks are fitted along with it at first.
+BESIDE = 7.0
+# Precision of what is known.
+KNOWN = 1e12
 # Share of the peaks still added or dropped from which on what else the residual shares is noise.
 FEW = 0.01
 # Widths within which two peaks are one if they ended there, and within which one of them at a time is dropped.
@@ -365,6 +371,8 @@ class _Search:
                     peaks, before = self._restarted(peaks.take(keep)), None
                     new = torch.zeros(len(peaks), dtype=torch.bool)
                     continue
+            if extra and bool(keep.all()) and len(extra[0]) <= FEW * len(peaks):
+                extra = self._likely(fitted, *extra)
             count = (len(extra[0]) if extra else 0) + int((~keep).sum())
             shared = count <= FEW * len(peaks) and self._share_noise(fitted)
             if not count and not shared:
@@ -405,15 +413,18 @@ class _Search:
 
     def _fit(self, peaks: Peaks, most: int, close: float) -> Fitted:
         """All peaks fitted, each held by its present place as loosely as it is wide, so that the faint do not stray."""
-        pull = Pull(
+        return fit_peaks(self.frame, peaks, self._pull(peaks), most=most, close=close)
+
+    def _pull(self, peaks: Peaks) -> Pull:
+        bright = float(BRIGHTEST * peaks.intensity.median()) if len(peaks) else math.inf
+        return Pull(
             peaks.x,
             peaks.y,
             place=peaks.width**-2,
-            intensity=float(BRIGHTEST * peaks.intensity.median()) ** -2 if len(peaks) else 0.0,
+            intensity=bright**-2,
             level=self.low,
             coefs=self.span**-2,
         )
-        return fit_peaks(self.frame, peaks, pull, most=most, close=close)
 
     def _level_noise(self, fitted: Fitted) -> bool:
         """The law of the noise from the residual at each level of the mean; counts need no such thing."""
@@ -563,6 +574,51 @@ class _Search:
         x, y = torch.from_numpy(here[good, 0]), torch.from_numpy(here[good, 1])
         return x, y, intensity[torch.from_numpy(good)], torch.from_numpy(clear[good])
 
+    def _likely(self, fitted: Fitted, x: Tensor, y: Tensor, intensity: Tensor) -> list[Tensor]:
+        """Of a few candidates those that the odds keep when each is fitted along with its neighbours alone."""
+        assert self.population is not None
+        good = torch.zeros(len(x), dtype=torch.bool)
+        tree = _tree(fitted.peaks)
+        for k in range(len(x)):
+            around = tree.query_ball_point([float(x[k]), float(y[k])], BESIDE * fitted.peaks.width)
+            beside = fitted.peaks.take(torch.tensor(sorted(around), dtype=torch.long))
+            one = slice(k, k + 1)
+            frame, corner = self._part(fitted, beside, float(x[k]), float(y[k]))
+            coefs = torch.zeros([b.shape[1] for b in frame.along], dtype=torch.float64)
+            start = replace(beside, coefs=coefs).join(x[one], y[one], intensity[one])
+            start = replace(start, x=start.x - corner[0], y=start.y - corner[1])
+            pull = replace(self._pull(start), level=0.0, coefs=KNOWN)
+            found = fit_peaks(frame, start, pull, fit_width=False, most=6, close=0.1)
+            covariance = covariances(frame, found.system)
+            apart = distances(found.peaks)
+            odds = self.population.log_odds(found.peaks.intensity, covariance, apart)
+            good[k] = bool(odds[-1] > 0)
+            if not good[k]:
+                table = torch.stack([x[k], y[k], found.peaks.intensity[-1], odds[-1]])
+                self.tried.append(table[None].numpy())
+        return [x[good], y[good], intensity[good]]
+
+    def _part(
+        self, fitted: Fitted, beside: Peaks, x: float, y: float
+    ) -> tuple[Frame, tuple[int, int]]:
+        """The image around a place, without the background and all peaks but those beside it, and its corner."""
+        whole, system = self.frame, fitted.system
+        half = math.ceil((BESIDE + SIGHT) * fitted.peaks.width)
+        left, top = (max(0, min(n, round(c) - half)) for n, c in ((whole.nx, x), (whole.ny, y)))
+        here = (slice(top, max(0, round(y) + half + 1)), slice(left, max(0, round(x) + half + 1)))
+        residual = system.residual[here]
+        rows, cols = residual.shape
+        blank = Frame(np.zeros((rows, cols)), whole.noise, max(rows, cols))
+        own = blank.signal(replace(beside, x=beside.x - left, y=beside.y - top))
+        image = residual + own
+        # What is taken off makes noise all the same.
+        gain, floor, least = whole.noise
+        excess = (gain * (whole.image[here] - image) + floor).clamp_(min=0.0)
+        if whole.excess is not None:
+            excess = excess + whole.excess[here]
+        law = Noise(gain, 0.0, least)
+        return Frame(image.numpy(), law, max(rows, cols), excess), (left, top)
+
     def _allow_for_misfit(self, fitted: Fitted) -> bool:
         """Take what the model lacks into the variance: rows that jitter, and peaks that are not quite Gaussian."""
         system = fitted.system
@@ -592,6 +648,12 @@ class _Search:
 def _only(keep: Tensor, old: Tensor, count: int) -> bool:
     """Whether all the old ones are kept, which were so many, and no other."""
     return torch.equal(keep, old) and int(old.sum()) == count
+
+
+def _tree(peaks: Peaks) -> Any:
+    from scipy.spatial import cKDTree
+
+    return cKDTree(torch.stack([peaks.x, peaks.y], 1).numpy())
 
 
 def _near(places: np.ndarray, others: np.ndarray, reach: float) -> np.ndarray:

@@ -12,6 +12,7 @@ import xarray as xr
 import atomzoo
 from atomzoo.datasets.kinds import DataError, dataset, validate
 from atomzoo.models.priors import ModelError
+from atomzoo.models.structure import detect
 from atomzoo.models.structure.columns import columns, find_sites, fit_columns
 from atomzoo.models.structure.counts import Counts
 from atomzoo.models.structure.detect import find_peaks, noise_law
@@ -23,6 +24,7 @@ from atomzoo.models.structure.peaks import (
     fit_peaks,
     normal_equations,
 )
+from atomzoo.models.structure.population import distances
 from atomzoo.models.structure.spread import _dense_draws, _solved_draws, covariances
 
 NINETY = 4.605170
@@ -403,3 +405,17 @@ def test_the_lattice_of_a_measured_image_is_that_of_its_material():
     assert len(atoms.position) > 0.95 * area / cell
     assert len(atoms.position) < 2.1 * area / cell
     assert isinstance(atoms, xr.Dataset)
+
+
+def test_candidates_tried_beside_their_neighbours_are_those_that_the_whole_fit_keeps(monkeypatch):
+    image = atomzoo.simulate("tmd", seed=3, field=4.0, dose=100.0).intensity.values
+    monkeypatch.setattr(detect, "FEW", 0.0)
+    whole = find_peaks(image)
+    monkeypatch.setattr(detect, "FEW", 1.0)
+    beside = find_peaks(image)
+    peaks = whole.fitted.peaks
+    apart = distances(beside.fitted.peaks, torch.stack([peaks.x, peaks.y], 1).numpy())
+    # Only those whose odds are near even may fall on either side.
+    doubtful = int((whole.log_odds < 2).sum() + (beside.log_odds < 2).sum())
+    assert int((apart > peaks.width).sum()) <= doubtful
+    assert abs(len(peaks) - len(beside.fitted.peaks)) <= doubtful
