@@ -20,19 +20,20 @@ from atomzoo.datasets.scenes import simulate
 from atomzoo.datasets.tmd import HEIGHT, STACKS
 
 REASON = 'needs the extra: pip install "atomzoo[multislice]"'
-# A frame of a few columns, as a wave costs a millisecond, with all that a scan can do to them.
-SMALL = {"field": 0.8, "pixel": 0.02, "shear": 0.03, "drift": 0.01, "jitter": 0.0}
+# A frame of a few columns and a beam of few waves, as each costs a millisecond; with what a scan does to columns.
+BEAM = {"energy": 80.0, "convergence": 25.0, "outer_angle": 150.0}
+SMALL = {"field": 0.7, "pixel": 0.02, "shear": 0.03, "drift": 0.01, "jitter": 0.0}
 
 
 @cache
 def image(name: str, **given: Any) -> xr.Dataset:
     """A simulated image, made once."""
     pytest.importorskip("abtem", reason=REASON)
-    return simulate(name, seed=3, render="multislice", **SMALL, **given)
+    return simulate(name, seed=3, render="multislice", **BEAM, **SMALL, **given)
 
 
 def graphene() -> xr.Dataset:
-    return image("graphene", energy=80.0)
+    return image("graphene")
 
 
 def alloy() -> xr.Dataset:
@@ -190,7 +191,7 @@ def test_places_and_species_are_those_of_the_drawn_image_and_the_beam_is_told(
     drawn = simulate("graphene", seed=3, **SMALL)
     for name in ("position", "specimen_position", "species", "scan_matrix", "row_drift", "dose"):
         xr.testing.assert_equal(data[f"true_{name}"], drawn[f"true_{name}"])
-    assert {k: data.attrs[k] for k in vars(Beam())} == vars(Beam("multislice", energy=80.0))
+    assert {k: data.attrs[k] for k in vars(Beam())} == vars(Beam("multislice", **BEAM))
     assert not {"true_probe", "true_tail", "true_spread", "true_z_power"} & set(data.data_vars)
     assert float(data.true_beam_electrons) > float(data.true_mean.max())
     write(data, tmp_path / "image.nc")
