@@ -48,7 +48,7 @@ def given_by(run: xr.DataTree) -> Made:
             "(`atomzoo report` shows runs)"
         )
     return made_by(
-        run, model, source_of(run), f"a run of {model.name} was given; what it made is taken"
+        run, model, source_of(run), f"a run of {model.name} was given; what it made is taken:"
     )
 
 

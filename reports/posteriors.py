@@ -79,7 +79,7 @@ def _prior_posterior(axes: Axes, parameter: Parameter, style: Look) -> None:
     axes.set_ylim(bottom=0)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    _few_ticks(axes, 4)
+    _few_ticks(axes, 3)
     axes.set_xlabel(axis_label(parameter.label, parameter.units), labelpad=1)
 
 
@@ -94,7 +94,7 @@ def pair_figure(parameters: Sequence[Parameter], style: Look) -> Picture:
 
     def build(figure: Figure) -> None:
         grid = figure.add_gridspec(
-            n, n, left=0.16, right=0.985, bottom=0.14, top=0.985, wspace=0.1, hspace=0.1
+            n, n, left=0.16, right=0.985, bottom=0.18, top=0.985, wspace=0.1, hspace=0.1
         )
         for i in range(n):
             for j in range(i + 1):
@@ -135,6 +135,7 @@ def _pair_panel(axes: Axes, parameters: Sequence[Parameter], i: int, j: int, sty
     axes.set_xlim(*_limits(across))
     _few_ticks(axes, 3)
     axes.tick_params(labelsize=7.5, labelbottom=bottom, labelleft=left)
+    axes.tick_params(axis="x", labelrotation=35)
     if bottom:
         axes.set_xlabel(axis_label(across.label, across.units), fontsize=8.5)
     if left:

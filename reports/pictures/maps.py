@@ -22,6 +22,7 @@ from .surfaces import Extent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 __all__ = [
@@ -43,8 +44,9 @@ MOST_ARROWS = 900
 # More maps of one model than that nobody reads.
 MOST_MAPS = 9
 MANY = 400
-# What the maps of classes show already.
+# What the maps of classes show already, and what is as it was given.
 TOLD_BY_CLASSES = ("entropy", "information", "information_gain")
+GIVEN = ("property_value",)
 # A class as faint as this is still seen.
 FAINTEST = 0.12
 # The share of values within the colour scale: a wild one must not make all others grey.
@@ -279,7 +281,7 @@ def _moved(place: Place, values: np.ndarray, prior: np.ndarray, name: str, model
 
 def _derived_maps(fit: Fitted, data: xr.Dataset) -> Iterator[Picture]:
     group = _group(fit, "derived")
-    told = TOLD_BY_CLASSES if _group(fit, "classes").data_vars else ()
+    told = (*GIVEN, *(TOLD_BY_CLASSES if _group(fit, "classes").data_vars else ()))
     finer = {str(a.dims[1]) for a in group.values() if a.ndim == 2 and a.dims[0] == "place"}
     names = sorted(map(str, group.data_vars), key=lambda name: name.endswith(ERRORS))
     for name in names:
@@ -531,7 +533,7 @@ def arrows(place: Place, vectors: np.ndarray, label: str, units: str, model: str
             scale_units="xy",
             scale=usual / (1.2 * spacing),
             pivot="mid",
-            cmap="twilight_shifted",
+            cmap=_directions(),
             clim=(0, 360),
             width=0.004,
             edgecolor=INK,
@@ -551,6 +553,15 @@ def arrows(place: Place, vectors: np.ndarray, label: str, units: str, model: str
         f"{label[:1].upper()}{label[1:]}; nine in ten are shorter than {usual:.3g} {units}.{many}",
         size=SIZE,
     )
+
+
+def _directions() -> Colormap:
+    """A circle of hues, dark enough for every direction to be seen on paper."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    hues = colormaps["hsv"](np.linspace(0, 1, 256))
+    return ListedColormap(np.concatenate([0.8 * hues[:, :3], hues[:, 3:]], 1))
 
 
 def _tiled(position: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -88,6 +88,7 @@ def test_compare_takes_the_atoms_of_a_run_and_says_so(cli, columns_run, tmp_path
         assert said in text
 
 
+@pytest.mark.slow
 def test_fit_takes_the_atoms_of_a_run_as_it_takes_those_of_a_file(
     cli, measured, columns_run, tmp_path
 ):
