@@ -310,7 +310,8 @@ def site_of(atoms: View, values: Mapping[str, Tensor], widths: Iterable[Tensor])
     firsts = [0, arrangement.first][: len(arrangement.orbits)]
     nominal = atoms.radius[firsts]
     radius = nominal * torch.exp(values["size"])
-    breath, spread, odd = (width * nominal[0] for width in widths)
+    # In bonds as long as they are: else sites that are odd would tell a strained crystal from a scan that is off.
+    breath, spread, odd = (width * radius[0] for width in widths)
     return Site(arrangement, radius, breath, spread, odd, values["noise"])
 
 
@@ -477,6 +478,8 @@ def _of_sites(atoms: View, mean: Mapping[str, np.ndarray], weights: np.ndarray) 
         "prior_driven": ((best != other).astype(np.int64), "1"),
     }
     made = xr.Dataset({k: ("atom", v, {"units": unit}) for k, (v, unit) in of_atom.items()})
+    made["orientation"].attrs["period"] = period
+    made["prior_driven"].attrs["long_name"] = "sites whose class the prior decides"
     made["position"] = atoms.data["position"]
     made.attrs = {
         "groups": groups_of(atoms),
