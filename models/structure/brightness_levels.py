@@ -33,12 +33,16 @@ STARTS, MOST_MODES = 6, 8
 KEPT, LESSONS = 0.3, 8
 # A draw that weighs this much stands for something that the proposal has missed, which then gets this share of it. The
 # proposals are good enough when so many draws are effective.
-HEAVY, GROWN, ENOUGH = 0.03, 0.2, 500.0
+HEAVY, GROWN, ENOUGH = 0.03, 0.2, 5000.0
 MOST_COMPONENTS = 12
 # Of the proposal: heavy enough to cover shoulders, and thin enough for thirty dimensions.
-NU = 8.0
+NU = 4.0
+# Draws of the first proposal from which further modes are sought.
+SCOUTS = 16
 # Least curvature in unconstrained latents, whose priors are about one wide: less is a shoulder, or no mode at all.
 FLAT = 0.3
+# Steps uphill, and nats below which a step ends a climb: a mode is the middle of a proposal.
+STEPS, GAINED = 60, 1e-3
 # Elements of the likelihood that are worked out at once, and in all: they bound the draws on many columns.
 AT_ONCE, IN_ALL = 500_000, 20_000_000
 MOST_DRAWS, FEWEST_DRAWS = 3000, 200
@@ -240,52 +244,66 @@ class _Target:
             return torch.cat([self(flat[i : i + size]) for i in range(0, len(flat), size)])
 
     def gradient(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        """Value and gradient at one point (1, dim)."""
+        """Values (point,) and gradients (point, dim); points know nothing of each other."""
         point = flat.detach().requires_grad_()
         with torch.enable_grad():
             value = self(point)
             (slope,) = torch.autograd.grad(value.sum(), point)
-        return value.detach()[0], slope[0]
+        return value.detach(), slope
 
     def curvature(self, flat: Tensor, step: float = 1e-4) -> Tensor:
-        """Minus the second derivatives at a point, by differences of the gradient."""
-        rows = []
-        for axis in range(flat.shape[1]):
-            away = torch.zeros_like(flat)
-            away[0, axis] = step
-            rows.append(
-                (self.gradient(flat - away)[1] - self.gradient(flat + away)[1]) / (2 * step)
-            )
-        found = torch.stack(rows)
-        return 0.5 * (found + found.T)
+        """Minus the second derivatives at points (point, dim), by differences of the gradient."""
+        count, dim = flat.shape
+        away = step * torch.eye(dim, dtype=flat.dtype)
+        around = torch.stack([flat[:, None] - away, flat[:, None] + away])
+        # Points whose likelihoods fit into memory together.
+        size = max(1, AT_ONCE // (len(self.columns.intensity) * self.levels.count))
+        rows = around.reshape(-1, dim)
+        slopes = torch.cat(
+            [self.gradient(rows[i : i + size])[1] for i in range(0, len(rows), size)]
+        )
+        below, above = slopes.reshape(2, count, dim, dim)
+        found = (below - above) / (2 * step)
+        return 0.5 * (found + found.mT)
 
 
-def _climb(target: _Target, start: Tensor) -> Tensor:
-    """A mode of the density, from a start."""
-    from scipy.optimize import minimize
-
-    def down(point: np.ndarray) -> tuple[float, np.ndarray]:
-        value, slope = target.gradient(torch.as_tensor(point)[None])
-        if not torch.isfinite(value):
-            return 1e300, np.zeros_like(point)
-        return -float(value), -slope.numpy()
-
-    rough = {"gtol": 0.02, "maxiter": 120}
-    found = minimize(down, start[0].numpy(), jac=True, method="BFGS", options=rough)
-    return torch.as_tensor(found.x)[None]
+def _climb(target: _Target, starts: Tensor) -> Tensor:
+    """Modes of the density from starts (start, dim), by Newton's method, in steps that the prior's width bounds."""
+    point, value = starts.clone(), target.in_parts(starts)
+    shrink = 0.25 ** torch.arange(5, dtype=torch.float64)
+    rising = torch.arange(len(point))
+    for _ in range(STEPS):
+        here = point[rising]
+        slope = target.gradient(here)[1]
+        level, axes = torch.linalg.eigh(target.curvature(here))
+        # Uphill also where the density is not concave.
+        along = (axes.mT @ slope[:, :, None])[:, :, 0] / level.abs().clamp(min=FLAT)
+        step = (axes @ along[:, :, None])[:, :, 0]
+        step = step / step.abs().amax(1, keepdim=True).clamp(min=1.0)
+        tried = here + shrink[:, None, None] * step
+        values = target.in_parts(tried.flatten(0, 1)).reshape(len(shrink), -1)
+        values, best = torch.nan_to_num(values, nan=-torch.inf).max(0)
+        gained = (values - value[rising]).clamp(min=0.0)
+        better = gained > 0
+        point[rising] = torch.where(better[:, None], tried[best, torch.arange(len(here))], here)
+        value[rising] += gained
+        rising = rising[gained > GAINED]
+        if not len(rising):
+            break
+    return point
 
 
 def _polish(target: _Target, mode: Tensor, curvature: Tensor) -> Tensor:
     """A mode on all columns from one on some, by Newton's method with one curvature."""
     inverse = torch.linalg.inv(_positive(curvature))
-    value, slope = target.gradient(mode)
+    value, (slope,) = target.gradient(mode)
     for _ in range(12):
         step = inverse @ slope
         if float(step @ slope) < 1e-4:
             break
         for half in range(8):
             moved = mode + step * 0.5**half
-            now, new = target.gradient(moved)
+            now, (new,) = target.gradient(moved)
             if now >= value:
                 mode, value, slope = moved, now, new
                 break
@@ -319,11 +337,11 @@ class _Mode:
 
     @classmethod
     def at(cls, target: _Target, point: Tensor) -> _Mode:
-        precision = _positive(target.curvature(point))
+        precision = _positive(target.curvature(point)[0])
         factor = _factor(torch.linalg.inv(precision))
         assert factor is not None, "a clamped matrix has a factor"
         dim = point.shape[1]
-        mass = target.gradient(point)[0] + factor.diagonal().log().sum()
+        mass = target.in_parts(point)[0] + factor.diagonal().log().sum()
         return cls(point, factor, float(mass) + 0.5 * dim * math.log(2 * math.pi))
 
 
@@ -363,6 +381,10 @@ class _Proposal:
             tail = (NU + dim) / 2 * torch.log1p(away.square().sum(0) / NU)
             found.append(weight.log() + constant - factor.diagonal().log().sum() - tail)
         return torch.stack(found)
+
+    def log_prob(self, flat: Tensor) -> Tensor:
+        """Log density of draws, (draw,)."""
+        return torch.logsumexp(self.terms(flat), 0)
 
     def taught(self, flat: Tensor, log_weight: Tensor) -> _Proposal:
         """Moved to where weighed draws are; of each component's own draws too few are left as they are."""
@@ -471,7 +493,7 @@ def _moved(target: _Target, rough: _Target, mode: _Mode) -> _Mode:
     """A mode on all columns; its width is that on some, each of which stands for several."""
     precision = torch.linalg.inv(mode.factor @ mode.factor.T)
     point = _polish(target, mode.point, precision)
-    change = target.gradient(point)[0] - rough.gradient(mode.point)[0]
+    change = target.in_parts(point)[0] - rough.in_parts(mode.point)[0]
     return _Mode(point, mode.factor, mode.mass + float(change))
 
 
@@ -499,20 +521,27 @@ def _modes(target: _Target, below: Ladder | None, rng: np.random.Generator) -> l
     starts += [other[1:] for one, other in pairwise(drawn) if one[0] - other[0] > 0.1]
     if below is not None:
         starts += _one_more(below, len(values) * target.weight)
-    found: list[_Mode] = []
-    for start in starts:
-        point = _climb(target, levels.flat(*start))
-        # A mode found twice is one.
-        if all(float((point - other.point).abs().max()) > 0.05 for other in found):
-            found.append(_Mode.at(target, point))
+    found = _new_modes(target, torch.cat([levels.flat(*start) for start in starts]), [])
     # The mass of what is no maximum is anything.
     steep = [
-        mode for mode in found if float(torch.linalg.eigvalsh(target.curvature(mode.point))[0]) > 0
+        mode
+        for mode in found
+        if float(torch.linalg.eigvalsh(target.curvature(mode.point))[0, 0]) > 0
     ]
     found = steep or found
     found.sort(key=lambda mode: -mode.mass)
     # What is left out has less than a hundredth of a thousandth of the first.
     return [mode for mode in found if mode.mass > found[0].mass - 12][:MOST_MODES]
+
+
+def _new_modes(target: _Target, starts: Tensor, known: list[_Mode]) -> list[_Mode]:
+    """Modes above starts (start, dim) that are not among those known."""
+    found: list[_Mode] = []
+    for point in _climb(target, starts).split(1):
+        # A mode found twice is one.
+        if all(float((point - other.point).abs().max()) > 0.05 for other in known + found):
+            found.append(_Mode.at(target, point))
+    return found
 
 
 def _one_more(below: Ladder, columns: float) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -578,15 +607,17 @@ def _weigh(target: _Target, modes: list[_Mode], generator: torch.Generator) -> _
     elements = len(target.columns.intensity) * target.levels.count
     count = int(np.clip(IN_ALL // elements, FEWEST_DRAWS, MOST_DRAWS))
     lessons = LESSONS if count == MOST_DRAWS else 2 * (count >= MOST_DRAWS // 8)
-    proposals = [_Proposal.around(modes)]
-    flat, value = (
-        torch.zeros(0, target.levels.dim, dtype=torch.float64),
-        torch.zeros(0, dtype=torch.float64),
-    )
+    first = _Proposal.around(modes)
+    if lessons == LESSONS:
+        # Draws of little weight lead away from the modes that the starts found, and to others beside them.
+        flat = first.sample(count, generator)
+        wide = torch.nan_to_num(target.in_parts(flat) - first.log_prob(flat), nan=-math.inf)
+        scouts = flat[torch.multinomial(torch.softmax(0.5 * wide, 0), SCOUTS, generator=generator)]
+        first = _Proposal.around(modes + _new_modes(target, scouts, modes))
+    proposals = [first]
+    flat = first.sample(count, generator)
+    value, density = target.in_parts(flat), [first.log_prob(flat)]
     while True:
-        fresh = proposals[-1].sample(count, generator)
-        flat, value = torch.cat([flat, fresh]), torch.cat([value, target.in_parts(fresh)])
-        density = [torch.logsumexp(each.terms(flat), 0) for each in proposals]
         mean = torch.logsumexp(torch.stack(density), 0) - math.log(len(proposals))
         log_weight = torch.nan_to_num(value - mean, nan=-math.inf)
         weight = torch.softmax(log_weight, 0)
@@ -597,7 +628,14 @@ def _weigh(target: _Target, modes: list[_Mode], generator: torch.Generator) -> _
         taught = proposals[-1].taught(flat, log_weight)
         if float(weight[heaviest]) > HEAVY:
             taught = taught.grown(target, flat[heaviest : heaviest + 1])
+        fresh = taught.sample(count, generator)
+        flat, value = torch.cat([flat, fresh]), torch.cat([value, target.in_parts(fresh)])
+        density = [
+            torch.cat([known, each.log_prob(fresh)])
+            for known, each in zip(density, proposals, strict=True)
+        ]
         proposals.append(taught)
+        density.append(taught.log_prob(flat))
     total = len(flat)
     evidence = float(torch.logsumexp(log_weight, 0)) - math.log(total)
     se = math.sqrt(max(1 / effective - 1 / total, 0.0))
