@@ -43,6 +43,8 @@ PRIOR_POINTS = 30
 # Parts of the reciprocal cell along each axis that are looked through for a superlattice; halves and thirds are among
 # them. It must show by so many standard deviations, and stand above what is beside it by such a factor.
 PARTS, SHOWS, STEEP = 24, 6.0, 1.3
+# How much farther, in mean square, than the crystal's own power the waves of a superlattice are looked for.
+SHARPER = 4.0
 
 
 @dataclass(frozen=True)
@@ -296,7 +298,11 @@ def _enlarged(frame: Frame, lattice: np.ndarray) -> np.ndarray | None:
 
 
 def _folded(frame: Frame, fit: _Fit) -> np.ndarray:
-    """Mean power of what is left at all nodes, over the median of waves as long, by part of the cell they are moved."""
+    """Mean power of what is left at all nodes, over the median of waves as long, by part of the cell they are moved.
+
+    Waves weigh less where the crystal's own have died away: a superlattice is seldom sharper than its crystal, and the
+    noise of a hundred waves hides what a dozen show.
+    """
     power, free, (kx, ky) = _left(frame, fit)
     length = np.hypot(kx, ky)
     reach = 0.5 * np.linalg.norm(reduced_basis(fit.lattice), axis=1).min()
@@ -310,10 +316,15 @@ def _folded(frame: Frame, fit: _Fit) -> np.ndarray:
     relative = power / medians[ring]
     grid = np.arange(PARTS) / PARTS
     part = np.stack(np.meshgrid(grid, grid, indexing="ij"), -1)
-    waves = (fit.nodes + part[:, :, None]) @ fit.lattice
+    # The two of a pair move to different waves.
+    nodes = np.concatenate([fit.nodes, -fit.nodes, np.zeros((1, 2))])
+    waves = (nodes + part[:, :, None]) @ fit.lattice
     place = np.rint(waves * frame.sides).astype(np.int64)
     found = relative[place[..., 1] % len(frame.y), place[..., 0] % len(frame.x)]
-    return np.asarray(found.mean(-1))
+    strength = np.abs(fit.value) ** 2
+    own = strength @ ((fit.nodes @ fit.lattice) ** 2).sum(1) / strength.sum()
+    weight = np.exp(-(waves**2).sum(-1) / (SHARPER * own))
+    return np.asarray((found * weight).sum(-1) / weight.sum(-1))
 
 
 def _with_vector(lattice: np.ndarray, vector: np.ndarray) -> np.ndarray:

@@ -61,6 +61,21 @@ def test_a_weak_superlattice_enlarges_the_cell_and_scan_noise_does_not():
     assert abs(np.linalg.det(cubic)) == pytest.approx(0.3905**2, rel=0.03)
 
 
+def test_a_superlattice_shows_though_none_of_its_waves_does_alone():
+    """Ten waves of five times the power of noise, which noise alone has once in e^5 times each."""
+    doubled = np.array([[2, 0], [0, 1]]) @ LATTICE
+    waves = {(2 * h, k): value for (h, k), value in WAVES.items()}
+    faint = 5**0.5 * 0.1 / 64
+    odd = [(h, k) for h in (1, 3) for k in (-1, 0, 1)] + [(1, 2), (1, -2), (3, 2), (3, -2)]
+    weak = waves | {hk: faint * 1j**i for i, hk in enumerate(odd)}
+    areas = [
+        abs(np.linalg.det(periodic(cosines(doubled, some, noise=0.1), SETTINGS)["lattice"]))
+        for some in (waves, weak)
+    ]
+    cell = abs(np.linalg.det(LATTICE))
+    assert areas == pytest.approx([cell, 2 * cell], rel=0.01)
+
+
 def test_uneven_pixels_are_refused():
     image = cosines(LATTICE, WAVES)
     uneven = image.assign_coords(
