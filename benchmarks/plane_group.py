@@ -103,6 +103,23 @@ def table(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def calibration(found: list[dict[str, Any]]) -> str:
+    """How often the group named is wrong, beside how often its probability says that it is."""
+    lines = ["| probability told | patches | wrong | wrong by what was told |", "|---|---|---|---|"]
+    told = [r for r in found if "highest" in r]
+    for low, high in ((0.0, 0.9), (0.9, 0.95), (0.95, 0.99), (0.99, 1.0), (0.95, 1.0)):
+        here = [r for r in told if low < min(r["highest"], 1.0) <= high]
+        wrong = sum(r["first"] != r["group"] for r in here)
+        expected = sum(1 - r["highest"] for r in here)
+        lines.append(f"| {low:g} to {high:g} | {len(here)} | {wrong} | {expected:.1f} |")
+    wrong_ones = [
+        f"{r['group']} {r['seed']}: {r['first']}, truth {r.get('probability', 0.0):.2g}, broken by {r.get('broken', np.nan):.1f} σ"
+        for r in found
+        if r["first"] != r["group"]
+    ]
+    return "\n".join([*lines, "", *wrong_ones])
+
+
 def main() -> None:
     """Simulate, fit, print."""
     import torch
@@ -121,7 +138,15 @@ def main() -> None:
     options.add_argument("--pixels", type=int, default=96)
     options.add_argument("--shear", type=float, default=0.0)
     options.add_argument("--rows", type=Path, help="where to write a line of JSON for each patch")
+    options.add_argument(
+        "--told", type=Path, nargs="+", help="print the tables of such lines, and fit nothing"
+    )
     given = options.parse_args()
+    if given.told:
+        lines = [line for path in given.told for line in path.read_text().splitlines()]
+        found = [json.loads(line) for line in lines]
+        print(f"{table(found)}\n\n{calibration(found)}")
+        return
     scene = {name: getattr(given, name) for name in ("snr", "cells", "pixels", "shear")}
     # Seed by seed, so that what is there when the time is up has all groups.
     tasks = [
@@ -136,7 +161,7 @@ def main() -> None:
             if given.rows:
                 with given.rows.open("a") as file:
                     file.write(json.dumps(row) + "\n")
-    print(f"`{' '.join(sys.argv)}`\n\n{table(found)}\n")
+    print(f"`{' '.join(sys.argv)}`\n\n{table(found)}\n\n{calibration(found)}\n")
     seconds = [r["seconds"] for r in found if "seconds" in r]
     print(
         f"CPU time of a patch: median {np.median(seconds):.2f} s. 2 cores, Python {platform.python_version()}, "
