@@ -7,7 +7,8 @@ species, scan, dose and noise are those of the plain image; how a column looks c
   has no aberrations and is focused on the upper face. The probe is blurred by the setting's `source`.
 - `vibration` (nm) is the standard deviation of each coordinate of each atom across the beam, one for all elements, and
   `phonons`, a multiple of four, the number of frozen displacements that the image is the mean of. The displacements of
-  an atom balance: their mean is zero and their covariance as asked for, so that no column moves.
+  an atom balance: their mean is zero and their covariance as asked for, so that no column moves. How two atoms of a
+  column interfere still depends on the draw: with four, like columns of S2 differ by 6 % in brightness.
 
 `dose` keeps its meaning: the electrons that the detector gets from one column of the scene's first species if it stands
 alone, summed over its pixels. `true_intensity` is that of each column, each kind of column being simulated alone; in
