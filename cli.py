@@ -275,10 +275,16 @@ def fit(
     from .inference.runs import write_run
     from .reports.diagnose import diagnose
     from .reports.given import made_by
+    from .reports.plan import maker_of
 
     found = _model(model)
     name, function = runner_of(found, runner)
     options = inputs.option_values(name, function, option)
+    if not found.takes(data.attrs["kind"]) and (maker := maker_of(data, found.kind)):
+        raise InputError(
+            f"{found.name} needs {found.kind}, and {file} is of kind {data.attrs['kind']}: first "
+            f"atomzoo fit {maker.name} {file} -o {found.kind}.nc, then fit {found.name} to {found.kind}.nc"
+        )
     check_fit(found, data, chosen)
     if given is not None and found.giver is None:
         raise InputError(f"{found.name} gives no data: leave out --give")

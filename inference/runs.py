@@ -188,8 +188,8 @@ def _described(
     keep = _evenly(length, max(1, POINTWISE_LIMIT // max(1, chains * _units(density))))
     if chains * len(keep) < min(FEWEST_POINTWISE, chains * length):
         values = density.constrain(flat, held)
-        log_prior = _dataset(density, density.log_prior(flat, held), chains, scalar=True)
-        return values | held, {"log_prior": log_prior}
+        told = _dataset(density, density.log_prior(flat, held), chains, scalar=True)
+        return values | held, {"log_prior": told}
     thin = z[:, keep].flatten(0, 1)
     thin_held = {
         k: v.reshape(chains, length, *v.shape[1:])[:, keep].flatten(0, 1) for k, v in held.items()

@@ -109,11 +109,27 @@ def _species(run: xr.DataTree) -> Iterator[str]:
 
 
 def _modes(run: xr.DataTree) -> Iterator[str]:
-    yield from _numbered(_by_rank(run), "mode", "of displacement stand out of the disorder")
+    yield from _numbered(_by_rank(run), "mode", "of displacement beyond the disorder")
+
+
+def _plane_group(run: xr.DataTree) -> Iterator[str]:
+    if "group" in run.attrs and "group_probability" in run.attrs:
+        yield f"Plane group {run.attrs['group']}: probability {float(run.attrs['group_probability']):.2f}."
+
+
+def _strain(run: xr.DataTree) -> Iterator[str]:
+    told = _group(run, "derived")
+    names = {"exx": "εxx", "eyy": "εyy", "exy": "εxy"}
+    if {f"mean_{name}_sd" for name in names} <= set(told):
+        said = [
+            f"{symbol} = {plus_minus(100 * float(told[f'mean_{name}']), 100 * float(told[f'mean_{name}_sd']))} %"
+            for name, symbol in names.items()
+        ]
+        yield f"Mean strain against the reference cell: {', '.join(said)}."
 
 
 def _texture(run: xr.DataTree) -> Iterator[str]:
-    yield from _numbered(_by_rank(run), "component", "of texture are paid for")
+    yield from _numbered(_by_rank(run), "component", "of texture that the image pays for")
 
 
 def _by_rank(run: xr.DataTree) -> dict[str, float]:
@@ -122,14 +138,14 @@ def _by_rank(run: xr.DataTree) -> dict[str, float]:
 
 
 def _numbered(probability: dict[str, float], name: str, what: str) -> Iterator[str]:
-    """Such as "3 levels of brightness with probability 0.95"; the next likely number where that is not sure."""
+    """Such as "3 levels of brightness: probability 0.95"; the next likely number where that is not sure."""
     ranked = sorted(probability.items(), key=lambda pair: -pair[1])
     if not ranked:
         return
     number, chance = ranked[0]
-    text = f"{number} {name}{'' if number == '1' else 's'} {what}, with probability {chance:.2f}"
+    text = f"{number} {name}{'' if number == '1' else 's'} {what}: probability {chance:.2f}"
     if chance < SURE and len(ranked) > 1:
-        text += f"; {ranked[1][0]} with {ranked[1][1]:.2f}"
+        text += f", of {ranked[1][0]} {ranked[1][1]:.2f}"
     yield f"{text}."
 
 
@@ -144,7 +160,9 @@ _OWN: dict[str, Telling] = {
     "columns": _columns,
     "neighbourhoods": _neighbourhoods,
     "normal_modes": _modes,
+    "plane_group": _plane_group,
     "species": _species,
+    "strain_gpa": _strain,
     "texture": _texture,
     "unit_cell": _unit_cell,
 }

@@ -18,7 +18,7 @@ from ..inference.runs import Progress
 from ..models.model import Model, find, models
 from .given import Made, made_by
 
-__all__ = ["Plan", "made_of", "plan"]
+__all__ = ["Plan", "made_of", "maker_of", "plan"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def plan(data: xr.Dataset, names: Sequence[str | Model] | None = None) -> Plan:
 def _named(data: xr.Dataset, here: str, chosen: list[Model]) -> Plan:
     makers: dict[str, Model] = {}
     for model in chosen:
-        maker = None if model.takes(here) else _maker(data, here, model.kind)
+        maker = None if model.takes(here) else maker_of(data, model.kind)
         if maker is not None:
             makers[model.kind] = maker
         elif reason := model.refuses(data):
@@ -70,8 +70,9 @@ def _named(data: xr.Dataset, here: str, chosen: list[Model]) -> Plan:
     return Plan(chosen, {}, makers, named=True)
 
 
-def _maker(data: xr.Dataset, here: str, wanted: str) -> Model | None:
+def maker_of(data: xr.Dataset, wanted: str) -> Model | None:
     """A model that makes data of a kind of those given."""
+    here = kind_of(data).name
     found = [m for m in models(kind=here) if m.gives == wanted and m.giver and not m.refuses(data)]
     return found[0] if found else None
 
@@ -82,7 +83,7 @@ def _led_to(data: xr.Dataset, here: str) -> tuple[str, Model] | None:
     target = kind_of(data).becomes or (leads.pop() if len(leads) == 1 else None)
     if not target or not models(kind=target):
         return None
-    maker = _maker(data, here, target)
+    maker = maker_of(data, target)
     return None if maker is None else (target, maker)
 
 
@@ -98,16 +99,27 @@ def made_of(
     """The data of other kinds that the models need, by kind."""
     here, found = kind_of(data).name, {}
     for kind, maker in planned.makers.items():
-        run = fit(
-            maker,
-            data,
-            prior=prior_of(maker),
-            seed=seed,
-            predictive=0,
-            device=device,
-            progress=progress(maker),
-        )
-        found[kind] = made_by(
-            run, maker, data, f"{maker.name} was fitted to the {here} first and gave"
-        )
+        try:
+            run = fit(
+                maker,
+                data,
+                prior=prior_of(maker),
+                seed=seed,
+                predictive=0,
+                device=device,
+                progress=progress(maker),
+            )
+            found[kind] = made_by(
+                run, maker, data, f"{maker.name} was fitted to the {here} first and gave"
+            )
+        except DataError as error:
+            others = [m.name for m in models(kind=here) if m is not maker and not m.refuses(data)]
+            raise DataError(
+                f"{maker.name} makes no {kind} of this {here}: {error}"
+                + (
+                    f"; models of the {here} itself can be named: {', '.join(others)}"
+                    if others
+                    else ""
+                )
+            ) from None
     return found

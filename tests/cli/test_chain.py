@@ -178,6 +178,11 @@ def test_what_cannot_be_is_refused_with_one_line(refused, columns_run, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_of_atoms_says_how_to_make_them_of_an_image(refused, measured, tmp_path):
+    said = refused("fit", "motif", measured, "-o", tmp_path / "motif.nc")
+    assert re.search(r"first atomzoo fit columns \S+image\.dm4 -o atoms\.nc, then", said)
+
+
 def test_a_prior_that_nobody_has_is_refused_before_columns_are_fitted(
     refused, image, tmp_path, monkeypatch
 ):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from atomzoo.datasets.kinds import dataset
+from atomzoo.datasets.kinds import DataError, dataset
 from atomzoo.datasets.scenes import simulate
 from atomzoo.inference.runs import RunError
 from atomzoo.reports.answers import answers_of
@@ -64,6 +64,16 @@ def test_the_prior_reaches_it_too_where_it_has_such_a_set_or_parameter(
     assert asked["prior"] == expected
 
 
+def test_an_image_without_columns_is_told_of_the_models_that_it_has(monkeypatch, image):
+    def fit(*_: object, **__: object) -> None:
+        raise DataError("no column stands out")
+
+    monkeypatch.setattr("atomzoo.reports.plan.fit", fit)
+    said = "columns makes no atoms of this image: no column stands out; .* plane_group, .*texture"
+    with pytest.raises(DataError, match=said):
+        compare(image)
+
+
 def test_a_run_that_gives_nothing_is_no_data(wall_runs):
     for call in (given_by, compare):
         with pytest.raises(RunError, match="gives no data for other models"):
@@ -103,7 +113,7 @@ def test_many_classes_are_summed_up():
 
 def test_a_number_that_is_not_sure_is_told_with_the_next():
     run = run_of("normal_modes", rank_probability=np.array([0.2, 0.7, 0.1]))
-    assert answers_of(run)[0].endswith("with probability 0.70; 0 with 0.20.")
+    assert answers_of(run)[0].endswith(": probability 0.70, of 0 0.20.")
 
 
 def test_names_from_files_are_made_harmless():
