@@ -451,7 +451,6 @@ def scaling(args: argparse.Namespace) -> None:
 
 def atomap(args: argparse.Namespace) -> None:
     """Atomap's refinement by two-dimensional Gaussians, of the image that `speed --save` wrote."""
-    from atomap.atom_finding_refining import construct_zone_axes_from_sublattice  # noqa: F401
     from atomap.sublattice import Sublattice
 
     saved = np.load(args.save)
