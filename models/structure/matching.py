@@ -42,6 +42,7 @@ __all__ = [
     "Parameters",
     "Table",
     "as_tensors",
+    "first_contrast",
     "first_guess",
     "first_noise",
     "log_classes",
@@ -53,6 +54,8 @@ __all__ = [
 
 # Scatter of log brightness of the atoms in the middle, and of neighbours that are none of the template's kind.
 MIDDLE, STRANGE = 0.3, 1.0
+# Powers of the templates' brightness that are tried, the plain one first.
+CONTRASTS = (1.0, 0.4, 0.55, 0.75, 1.35, 1.8, 2.4, 3.3)
 ODD = 0.05
 # Points within this share of the radius from the rim may cross it; farther out they are not seen.
 RIM = 1 / 6
@@ -281,11 +284,17 @@ def first_noise(data: xr.Dataset, layout: Layout) -> float:
     return math.sqrt(abs(square))
 
 
+def first_contrast(data: xr.Dataset, layout: Layout) -> float:
+    """About what power of the templates' brightness the neighbours show."""
+    guess = first_guess(data, layout)
+    return _contrast(_undistorted(data, guess), layout, guess)
+
+
 def overlay(data: xr.Dataset, layout: Layout) -> Overlay:
     """Lay every template over every pattern and keep what may matter."""
     guess = first_guess(data, layout)
     seen = _undistorted(data, guess)
-    variance = _noise(seen, layout, guess)
+    variance, contrast = _noise(seen, layout, guess), _contrast(seen, layout, guess)
     # A template lies up to half a step of the angle off.
     step = (layout.radius * ANGLES[1]) ** 2 / 24
     candidates = _candidates(seen, layout, variance + step)
@@ -296,7 +305,7 @@ def overlay(data: xr.Dataset, layout: Layout) -> Overlay:
         here = seen.take(slice(start, start + CHUNK))
         found = _placed(here, layout, guess, candidates.take(slice(first, last)).from_atom(start))
         found = _gated(here, layout, guess, variance, found)
-        parts.append(_kept(here, layout, guess, variance, found))
+        parts.append(_kept(here, layout, guess, variance, contrast, found))
     return Overlay(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
@@ -611,6 +620,23 @@ def _noise(seen: _Patterns, layout: Layout, guess: np.ndarray) -> float:
     return float(max(doubtful * np.median(rest[enough] / freedom[enough]), floor))
 
 
+def _contrast(seen: _Patterns, layout: Layout, guess: np.ndarray) -> float:
+    """About what power of the templates' brightness makes most neighbours of a sample typical of a template."""
+    if seen.marks is None or not layout.brightness.any():
+        return 1.0
+    seen = seen.take(slice(None, None, -(-len(seen.way) // SAMPLE)))
+    rough = _candidates(seen, layout, (COARSE * layout.distance.min()) ** 2)
+    found = _placed(seen, layout, guess, rough)
+    alike = []
+    for contrast in CONTRASTS:
+        off, middle = _marks_off(seen, layout, contrast, found)
+        near = np.maximum(1 - ((off - middle[:, None]) / (0.5 * STRANGE)) ** 2, 0).sum(1)
+        best = np.zeros(len(seen.way))
+        np.maximum.at(best, found.atom, near)
+        alike.append(best.sum())
+    return CONTRASTS[int(np.argmax(alike))]
+
+
 def _gated(
     seen: _Patterns, layout: Layout, guess: np.ndarray, variance: float, found: _Candidates
 ) -> _Candidates:
@@ -643,14 +669,25 @@ def _gated(
     return _Candidates(*every)
 
 
-def _mark(seen: _Patterns, layout: Layout, found: _Candidates) -> None:
+def _marks_off(
+    seen: _Patterns, layout: Layout, contrast: float, found: _Candidates
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far brightness is from the templates', infinite where nothing is matched, and the median of that."""
+    assert seen.marks is not None
+    matched = found.given >= 0
+    beta = layout.brightness[found.template[:, None], found.given]
+    off = np.where(matched, seen.marks[found.atom] - contrast * beta, np.inf)
+    middle = np.sort(off, axis=1)[np.arange(len(off)), np.maximum(matched.sum(1) - 1, 0) // 2]
+    return off, middle
+
+
+def _mark(seen: _Patterns, layout: Layout, contrast: float, found: _Candidates) -> None:
     """Add the figures of brightness; neighbours that are far from the template's are of another kind."""
     assert seen.marks is not None
     there, matched = seen.there[found.atom], found.given >= 0
     b = np.where(there, seen.marks[found.atom], 0.0)
     beta = np.where(matched, layout.brightness[found.template[:, None], found.given], 0.0)
-    off = np.where(matched, b - beta, np.inf)
-    middle = np.sort(off, axis=1)[np.arange(len(off)), np.maximum(matched.sum(1) - 1, 0) // 2]
+    off, middle = _marks_off(seen, layout, contrast, found)
     typical = matched & (np.abs(off - middle[:, None]) < 0.5 * STRANGE)
     count = typical.sum(1)
     share = 1 / np.maximum(count, 1)
@@ -685,15 +722,20 @@ def _away(
 
 
 def _kept(
-    seen: _Patterns, layout: Layout, guess: np.ndarray, variance: float, found: _Candidates
+    seen: _Patterns,
+    layout: Layout,
+    guess: np.ndarray,
+    variance: float,
+    contrast: float,
+    found: _Candidates,
 ) -> tuple[np.ndarray, ...]:
     """The terms that are not negligible, in a table with as many places for every atom."""
     if seen.marks is not None:
-        _mark(seen, layout, found)
+        _mark(seen, layout, contrast, found)
     atom = found.atom
     height = np.full(len(atom), -np.inf)
     for wider in (1.0, 4.0):
-        value = _height(seen, layout, guess, wider * variance, found)
+        value = _height(seen, layout, guess, wider * variance, found, contrast)
         top = np.full(len(seen.way), -np.inf)
         np.maximum.at(top, atom, value)
         height = np.maximum(height, value - top[atom])
@@ -733,7 +775,12 @@ def _repeated(layout: Layout, found: _Candidates) -> np.ndarray:
 
 
 def _height(
-    seen: _Patterns, layout: Layout, guess: np.ndarray, variance: float, found: _Candidates
+    seen: _Patterns,
+    layout: Layout,
+    guess: np.ndarray,
+    variance: float,
+    found: _Candidates,
+    contrast: float = 1.0,
 ) -> np.ndarray:
     """About how much each term gives, with the parameters that candidates are looked for with."""
     square = abs(float(np.linalg.det(guess)))
@@ -742,7 +789,7 @@ def _height(
         "matrix": guess,
         "detection": SEEN,
         "clutter": STREWN * seen.density / square,
-        "contrast": 1.0,
+        "contrast": contrast,
         "spread": 0.15,
     }
     given = {k: torch.as_tensor(v, dtype=torch.float64) for k, v in told.items()}

@@ -31,6 +31,7 @@ from .matching import (
     Parameters,
     Table,
     as_tensors,
+    first_contrast,
     first_guess,
     first_noise,
     log_classes,
@@ -72,6 +73,7 @@ def _prior(
     radius: float,
     noise: Any,
     brightness: int = 1,
+    contrast: float = 1.0,
     note: str = "",
 ) -> PriorSet:
     """What all sets share: the scan is right to a few percent, neighbours are seldom missed, clutter is rare."""
@@ -91,24 +93,31 @@ def _prior(
         weights=Dirichlet(torch.tensor([BULK, *rare], dtype=torch.float64)),
         detection=Beta(500.0, 2.0),
         clutter=LogNormal(math.log(1e-3), 1.0),
-        contrast=LogNormal(0.0, 0.3),
+        contrast=LogNormal(math.log(contrast), 0.3),
         spread=LogNormal(math.log(0.1), 0.7),
     )
 
 
-def _crystal(name: str, unit: float, radius: float, note: str) -> PriorSet:
+def _crystal(name: str, unit: float, radius: float, note: str, contrast: float = 1.0) -> PriorSet:
     return _prior(
         library(LIBRARIES.index(name)),
         LIBRARIES.index(name),
         unit=unit,
         radius=radius * unit,
         noise=LogNormal(math.log(0.008), 0.8),
+        contrast=contrast,
         note=note,
     )
 
 
 # Lattice constants are orders of magnitude to a few percent, which `scale` has room for.
-PEROVSKITES = {"SrTiO3": 0.3905, "BaTiO3": 0.40, "PbTiO3": 0.40, "BiFeO3": 0.396}
+# The templates' brightness is that of Sr and TiO; this power of it is that of the others, if it goes with Z^1.7.
+PEROVSKITES = {
+    "SrTiO3": (0.3905, 1.0),
+    "BaTiO3": (0.40, 1.86),
+    "PbTiO3": (0.40, 2.71),
+    "BiFeO3": (0.396, 2.42),
+}
 PRIORS = {
     "vague": _prior(
         library(LIBRARIES.index("shapes")),
@@ -126,8 +135,10 @@ PRIORS = {
         "MoS2", 1.0, 0.424, "Three shells of the honeycomb of metal and chalcogen, in nm."
     ),
 } | {
-    name: _crystal("perovskite", a, 1.2, f"A and B columns seen along [100], cell {a:g} nm.")
-    for name, a in PEROVSKITES.items()
+    name: _crystal(
+        "perovskite", a, 1.2, f"A and B columns seen along [100], cell {a:g} nm.", contrast
+    )
+    for name, (a, contrast) in PEROVSKITES.items()
 }
 
 
@@ -384,8 +395,8 @@ def _starts(
         torch.manual_seed(seed)
         drawn = {name: prior.sample((201,)) for name, prior in priors.items()}
     (a, b), (_, d) = first_guess(view.data, layout)
-    noise = first_noise(view.data, layout)
-    seen = {"scale": a / float(unit), "shear": b / a, "stretch": d / a, "noise": noise}
+    seen = {"scale": a / float(unit), "shear": b / a, "stretch": d / a}
+    seen |= {"noise": first_noise(view.data, layout), "contrast": first_contrast(view.data, layout)}
     middle = {name: value.median(0).values for name, value in drawn.items()}
     middle["weights"] = priors["weights"].mean
     middle |= {n: torch.tensor(v, dtype=torch.float64) for n, v in seen.items() if n in priors}

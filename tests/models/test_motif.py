@@ -281,6 +281,18 @@ def test_sites_near_silicon_are_told_from_other_defects():
     assert (best[away > 0.6] == "sp2 bulk").all()
 
 
+@pytest.mark.parametrize("prior", ["PbTiO3", "SrTiO3"])
+def test_columns_of_a_perovskite_are_told_by_brightness_whatever_the_contrast(prior):
+    """Displaced B is A displaced the other way, but for brightness; lead outshines what SrTiO3 has."""
+    sheet = simulate("perovskite", gives="atoms", field=3.0, pixel=0.03, seed=1)
+    found = fit(motif, sheet, prior=prior, predictive=0, lean=True)["classes"]["motif"]
+    best = found.motif_class.values[found.values.argmax(1)]
+    species = motif.prepared(sheet, prior)["true_species"].values
+    names = np.array(sheet.attrs["species_names"])[species]
+    assert len(best) > 30
+    assert all(b.endswith(" A") == (name == "Pb") for b, name in zip(best, names, strict=True))
+
+
 @pytest.mark.slow
 def test_its_own_posterior_is_that_of_a_general_runner():
     """Means apart by less than four standard errors of both; of shares there are as many different draws as chains."""
