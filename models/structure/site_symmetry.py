@@ -586,7 +586,8 @@ def site_symmetry(atoms: View, prior: Prior) -> None:
     be either's. What varies down the frame counts as the scan's, and a strain that varies across as noise. Sites that
     vary in all coordinates by as much as `spread` look like C1, unless positions have errors that say so.
     **Identifiable**: classes once `spread` is a few times the noise, else they follow `weights`; where a class would be
-    another one under the wide template of the set `vague` and even weights, `prior_driven` says so. `size` and `scale`
+    another one under the wide template of the set `vague` and even weights, `prior_driven` says so. Where the noise is
+    three times `spread`, C1 and more noise look alike, and probabilities are off by up to 0.08. `size` and `scale`
     only together; `inflation` only where positions have errors of their own, and they differ.
 
     References: Kanatani, Geometric Computation for Machine Vision, Oxford (1993), on symmetry with noise, where a
