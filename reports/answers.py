@@ -14,6 +14,8 @@ __all__ = ["answers_of"]
 
 # Classes that are named; more of them make no sentence.
 MOST_CLASSES = 5
+# More classes without names than that are a grid of the model's own.
+MOST_NAMELESS = 20
 SURE = 0.9
 # Regions whose cells are spelt out.
 MOST_REGIONS = 3
@@ -38,6 +40,8 @@ def _classes(run: xr.DataTree) -> Iterator[str]:
         if share.ndim != 2 or not str(share.dims[1]).endswith("_class"):
             continue
         dim = str(share.dims[1])
+        if dim not in share.coords and share.shape[1] > MOST_NAMELESS:
+            continue
         names = (
             [str(v) for v in share[dim].values]
             if dim in share.coords

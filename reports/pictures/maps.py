@@ -47,6 +47,8 @@ MANY = 400
 # What the maps of classes show already, and what is as it was given.
 TOLD_BY_CLASSES = ("entropy", "information", "information_gain")
 GIVEN = ("property_value",)
+# More classes without names than that are a grid of the model's, and tell a reader nothing.
+MOST_NAMELESS = 20
 # A class as faint as this is still seen.
 FAINTEST = 0.12
 # The share of values within the colour scale: a wild one must not make all others grey.
@@ -179,10 +181,9 @@ def class_maps(fit: Fitted, data: xr.Dataset) -> Iterator[Picture]:
     for name, share in group.data_vars.items():
         if share.ndim != 2 or not str(share.dims[1]).endswith("_class"):
             continue
-        place = _place(group, fit, data, str(share.dims[0]))
-        if place is None:
+        place, dim = _place(group, fit, data, str(share.dims[0])), str(share.dims[1])
+        if place is None or (dim not in share.coords and share.shape[1] > MOST_NAMELESS):
             continue
-        dim = str(share.dims[1])
         names = [str(v) for v in share[dim].values] if dim in share.coords else None
         names = names or [f"class {k}" for k in range(share.shape[1])]
         values = np.clip(share.values.astype(float), 0.0, 1.0)
@@ -288,8 +289,11 @@ def _derived_maps(fit: Fitted, data: xr.Dataset) -> Iterator[Picture]:
         array = group[name]
         if array.attrs.get("picture") == "none" or not _worth_afield_map(array) or name in told:
             continue
-        label = clean(array.attrs.get("long_name") or NAMES.get(name, name.replace("_", " ")), 60)
+        plain = name.removeprefix("place_").replace("_", " ")
+        label = clean(array.attrs.get("long_name") or NAMES.get(name, plain), 60)
         units = clean(array.attrs.get("units", ""), 24)
+        if name in NAMES and units == "1":
+            array, units = 100 * array.assign_attrs(units="%"), "%"
         if tuple(array.dims) == ("y", "x"):
             yield _grid(array, label, units, fit.name)
             continue
@@ -316,6 +320,8 @@ def _each(
     if whole and "probability" in str(array.name):
         yield _most_probable(place, values, names, clean(dim, 24), model)
         yield _entropy(place, values, clean(dim, 24), model)
+    elif array.shape[1] == 1:
+        yield _values(place, array[:, 0], label, units, model)
     elif not str(array.name).endswith(ERRORS) and array.shape[1]:
         yield _panels(place, values[:, :MOST_PANELS], names, label, units, model)
 

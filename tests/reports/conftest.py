@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import xarray as xr
 
@@ -60,8 +61,18 @@ def read_back(wall_runs: list[xr.DataTree], tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
-def pages(won, tied, mapped, wall_runs, tmp_path_factory) -> dict[str, Path]:
+def sheet() -> xr.DataTree:
+    """Kinds of neighbourhood in a sheet of atoms, over the image that they were found in."""
+    atoms = simulate("graphene", seed=1, gives="atoms", field=2.0, silicon_3=0.05)
+    noise = np.random.default_rng(0).random((256, 256)).astype("f4")
+    edges = ("aux_side", np.array([0.0, 2.0, 0.0, 2.0]), {"units": "nm"})
+    atoms = atoms.assign(aux_image=(("aux_y", "aux_x"), noise), aux_image_extent=edges)
+    return fit("neighbourhoods", atoms)
+
+
+@pytest.fixture(scope="session")
+def pages(won, tied, mapped, wall_runs, sheet, tmp_path_factory) -> dict[str, Path]:
     """Reports to look at, each written once."""
     folder = tmp_path_factory.mktemp("pages")
-    what = {"won": won, "tied": tied, "mapped": mapped, "one": wall_runs[0]}
+    what = {"won": won, "tied": tied, "mapped": mapped, "one": wall_runs[0], "atoms": sheet}
     return {name: report(one, folder / f"{name}.html") for name, one in what.items()}

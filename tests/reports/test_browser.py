@@ -56,7 +56,7 @@ def opened(browser, pages):
         context.close()
 
 
-EVERY = ("won", "tied", "mapped", "one")
+EVERY = ("won", "tied", "mapped", "one", "atoms")
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -80,7 +80,7 @@ def test_it_fits_the_window(opened, name, width):
     )
 
 
-@pytest.mark.parametrize("name", ["mapped", "one"])
+@pytest.mark.parametrize("name", ["mapped", "one", "atoms"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(opened, name, scheme):
     axe = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
@@ -134,3 +134,16 @@ def test_all_of_it_is_printed(opened):
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     closed = page.locator("details:not([open]) table").first
     assert closed.evaluate("e => e.getBoundingClientRect().height") > 0
+
+
+def test_the_image_behind_every_map_is_stored_once_and_drawn_in_each(opened, pages):
+    page, _, complaints = opened("atoms", 1400)
+    drawn = page.locator("figure svg use[href^='#image-']")
+    boxes = drawn.evaluate_all(
+        "uses => uses.map(use => [use.getAttribute('href'), use.getBoundingClientRect().width])"
+    )
+    wide = [href for href, width in boxes if width > 100]
+    assert len(wide) >= 3
+    for href in set(wide):
+        assert page.locator(f"svg.stored image{href}").count() == 1
+    assert complaints == []

@@ -124,3 +124,38 @@ def test_the_scans_part_of_a_distortion_is_shown_with_what_cannot_be_assigned():
     run = xr.DataTree.from_dict({"derived": both})
     (picture,) = results_of(Fitted("site_symmetry", look(0), run), atoms())
     assert "shear +5.00 ± 0.20 %, of which ± 0.95 % cannot be assigned" in picture.alt
+
+
+def test_probabilities_are_a_map_of_classes_and_other_figures_one_map_each():
+    rng = np.random.default_rng(2)
+    place = np.stack(np.meshgrid(np.arange(4), np.arange(5)), -1).reshape(-1, 2) * 0.5
+    shares = rng.dirichlet([1, 1], 20)
+    found = structure(
+        fitted(
+            place_position=xr.Variable(("place", "axis"), place),
+            place_abundance=xr.Variable(("place", "part"), rng.random((20, 3))),
+            phase_probability=xr.Variable(("place", "phase"), shares),
+            exx=xr.Variable("place", rng.normal(0, 0.01, 20), {"units": "1"}),
+        ),
+        atoms(),
+    )
+    said = [picture.alt for picture in found]
+    assert any(alt.startswith("Maps of abundance in made: part 1, part 2, part 3") for alt in said)
+    assert any("their most probable phase" in alt for alt in said)
+    assert any("strain εxx" in alt and "%" in alt for alt in said)
+    assert not any("Arrows" in alt for alt in said)
+
+
+def test_many_classes_without_names_are_no_map():
+    share = np.random.default_rng(3).dirichlet(np.ones(30), 4)
+    assert structure(fitted(share), atoms()) == []
+
+
+def test_signed_values_are_held_against_zero_and_angles_against_their_period():
+    signed = xr.Variable("atom", np.array([-1.0, 0.5, 0.2, 1.0]))
+    angle = xr.Variable(
+        "atom", np.array([0.1, 350.0, 20.0, 5.0]), {"units": "deg", "period": 360.0}
+    )
+    found = structure(fitted(tilt=signed, orientation=angle), atoms())
+    assert any("over a period of 360 deg" in picture.alt for picture in found)
+    assert any("Map of tilt in made, median" in picture.alt for picture in found)

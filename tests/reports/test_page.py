@@ -55,7 +55,8 @@ def check(page: Page) -> None:
     for tag, name, value in page.attributes:
         assert not name.startswith("on"), (tag, name)
         if name in ("href", "src", "xlink:href", "action", "data", "poster", "srcset"):
-            assert value.startswith(("#", "data:image/png;base64,")), (tag, name, value[:80])
+            inline = ("#", "data:image/png;base64,", "data:image/webp;base64,")
+            assert value.startswith(inline), (tag, name, value[:80])
     assert "@import" not in page.html
     assert not re.search(r"url\((?!#)", page.html)
     assert page.headings[0] == 1
