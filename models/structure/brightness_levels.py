@@ -37,6 +37,8 @@ HEAVY, GROWN, ENOUGH = 0.03, 0.2, 5000.0
 MOST_COMPONENTS = 12
 # Of the proposal: heavy enough to cover shoulders, and thin enough for thirty dimensions.
 NU = 4.0
+# Scales at which a ladder of known levels is held against the columns, and the best of them to start from.
+SCALES, MOST_SCALES = 120, 5
 # Draws of the first proposal from which further modes are sought.
 SCOUTS = 16
 # Least curvature in unconstrained latents, whose priors are about one wide: less is a shoulder, or no mode at all.
@@ -251,7 +253,7 @@ class _Target:
             (slope,) = torch.autograd.grad(value.sum(), point)
         return value.detach(), slope
 
-    def curvature(self, flat: Tensor, step: float = 1e-4) -> Tensor:
+    def curvature(self, flat: Tensor, step: float = 1e-5) -> Tensor:
         """Minus the second derivatives at points (point, dim), by differences of the gradient."""
         count, dim = flat.shape
         away = step * torch.eye(dim, dtype=flat.dtype)
@@ -521,6 +523,8 @@ def _modes(target: _Target, below: Ladder | None, rng: np.random.Generator) -> l
     starts += [other[1:] for one, other in pairwise(drawn) if one[0] - other[0] > 0.1]
     if below is not None:
         starts += _one_more(below, len(values) * target.weight)
+    if "scale" in levels.parts:
+        starts += _at_scales(levels, values)
     found = _new_modes(target, torch.cat([levels.flat(*start) for start in starts]), [])
     # The mass of what is no maximum is anything.
     steep = [
@@ -532,6 +536,31 @@ def _modes(target: _Target, below: Ladder | None, rng: np.random.Generator) -> l
     found.sort(key=lambda mode: -mode.mass)
     # What is left out has less than a hundredth of a thousandth of the first.
     return [mode for mode in found if mode.mass > found[0].mass - 12][:MOST_MODES]
+
+
+def _at_scales(
+    levels: Levels, values: np.ndarray
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The prior's own levels at the scales at which they suit the columns best: one rung may pass for the next."""
+    prior, count = levels.prior, levels.count
+    rung = float(_middle(prior.lowest)) + np.append(
+        0.0, _middle(prior.rise).expand(LEVELS - 1).cumsum(0)[: count - 1]
+    )
+    wide = _middle(prior.spread).expand(LEVELS)[:count].numpy()
+    size = np.abs(values).mean()
+    found, fits = [], []
+    for scale in np.geomspace(0.5 * size / rung[-1], 2 * size / rung[0], SCALES):
+        share, spread = np.full(count, 1 / count), 2 * scale * wide
+        for _ in range(5):
+            away = (values[:, None] - scale * rung) / spread
+            log = np.log(share) - np.log(spread) - 0.5 * away**2
+            total = np.logaddexp.reduce(log, 1)
+            share = (np.exp(log - total[:, None]).sum(0) + 0.1) / (len(values) + 0.1 * count)
+        found.append((scale * rung, spread, share))
+        fits.append(total.sum())
+    fit = np.array([-np.inf, *fits, -np.inf])
+    peaks = np.flatnonzero((fit[1:-1] > fit[:-2]) & (fit[1:-1] > fit[2:]))
+    return [found[i] for i in sorted(peaks, key=lambda i: -fits[i])[:MOST_SCALES]]
 
 
 def _new_modes(target: _Target, starts: Tensor, known: list[_Mode]) -> list[_Mode]:

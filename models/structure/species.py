@@ -22,8 +22,8 @@ NAMES = ("faintest", *(f"level {k}" for k in range(2, LEVELS)), "brightest")
 # What a column of the ladder is made of, with the atomic numbers of its atoms.
 MOS2 = {"S": (16,), "S2": (16, 16), "SSe": (16, 34), "Mo": (42,), "Se2": (34, 34), "W": (74,)}
 # Intensity goes with this power of the atomic number in a dark field image at a wide angle, of which 1.6 to 1.9 are
-# measured: an error of 0.1 is one of this much in the logarithm of the ratio between W and Mo.
-Z_POWER, Z_ERROR = 1.7, 0.06
+# measured; besides, a level may be off by a few percent of itself.
+Z_POWER, Z_ERROR, LEVEL_ERROR = 1.7, 0.1, 0.02
 
 VAGUE = prior_set(
     note=(
@@ -43,18 +43,25 @@ VAGUE = prior_set(
 
 def ladder(columns: dict[str, tuple[int, ...]], reference: str, note: str) -> PriorSet:
     """Levels known by the atomic numbers, up to the scale that the dose and the camera give."""
-    brightness = {name: sum(z**Z_POWER for z in atoms) for name, atoms in columns.items()}
-    level = np.array(sorted(value / brightness[reference] for value in brightness.values()))
+
+    def at(power: float) -> np.ndarray:
+        brightness = {name: sum(z**power for z in atoms) for name, atoms in columns.items()}
+        return np.array(sorted(value / brightness[reference] for value in brightness.values()))
+
+    level, more, less = at(Z_POWER), at(Z_POWER + Z_ERROR), at(Z_POWER - Z_ERROR)
     rise = np.diff(level)
-    wide = Z_ERROR * level[1:] / rise
+    by_power = np.log(np.diff(more) / np.diff(less)) / 2
+    wide = np.hypot(by_power, LEVEL_ERROR * np.hypot(level[1:], level[:-1]) / rise)
+    lowest = level[0] * np.hypot(np.log(more[0] / less[0]) / 2, LEVEL_ERROR)
     shown = [f"[{', '.join(f'{v:.4g}' for v in row)}]" for row in (np.log(rise), wide)]
     return prior_set(
         note=note,
         steps=float(len(columns) - 1),
         scale="LogNormal(log(intensity.mean), 1)",
-        lowest=Normal(float(level[0]), float(2 * Z_ERROR * level[0])),
+        lowest=Normal(float(level[0]), float(lowest)),
         rise=f"LogNormal({shown[0]}, {shown[1]}).to_event(1)",
-        spread="LogNormal(log(0.03), 0.5).expand([6]).to_event(1)",
+        # Counting spreads by a tenth at a hundred electrons, by a fiftieth at two thousand.
+        spread="LogNormal(log(0.04), 0.7).expand([6]).to_event(1)",
         share="Dirichlet([0.5, 0.5, 0.5, 0.5, 0.5, 0.5])",
         background="Normal(0, 0.03).expand([8]).to_event(1)",
         sublattice=-1.0,
