@@ -309,8 +309,10 @@ def band(axes: Axes, x: np.ndarray, draws: np.ndarray, colour: str, **options: A
         axes.fill_between(x, lower, upper, color=colour, alpha=alpha, lw=0, **options)
 
 
-def colour_bar(figure: Figure, axes: Axes, shown: Any, label: str, **options: Any) -> None:
-    """A slim colour scale with its label."""
+def colour_bar(
+    figure: Figure, axes: Axes | list[Axes], shown: Any, label: str, **options: Any
+) -> None:
+    """A slim colour scale with its label, beside one panel or several."""
     bar = figure.colorbar(shown, ax=axes, pad=0.02, shrink=0.95, **options)
     bar.set_label(label)
     bar.ax.spines["outline"].set_visible(False)

@@ -59,8 +59,10 @@ def _rings(place: Place, rejected: np.ndarray) -> Picture:
         axes = map_axes(figure, place)
         size = float(np.clip(6_000 / count, 2, 30))
         many = count > MOST_RINGS
+        x, y = place.position.T
         axes.scatter(
-            *place.position.T,
+            x,
+            y,
             s=0.3 * size if many else size,
             facecolors=MODELS[0] if many else "none",
             edgecolors="none" if many else MODELS[0],
@@ -70,7 +72,8 @@ def _rings(place: Place, rejected: np.ndarray) -> Picture:
         )
         if len(rejected):
             axes.scatter(
-                *rejected.T,
+                rejected[:, 0],
+                rejected[:, 1],
                 s=size,
                 marker="x",
                 color=MODELS[1],
