@@ -27,7 +27,7 @@ STILL = {"shear": 0.0, "drift": 0.0, "jitter": 0.0}
 SCENES: dict[str, tuple[str, dict[str, Any]]] = {
     "graphene": ("graphene", {"field": 2.0}),
     "MoS2": ("tmd", {"field": 2.0, "tungsten": 0.0, "chalcogen_vacancies": 0.0}),
-    "SrTiO3": ("perovskite", {"field": 1.2, "material": "SrTiO3", "oxygen": 1.0}),
+    "SrTiO3": ("perovskite", {"field": 1.2, "material": "SrTiO3"}),
 }
 DOSES = (1e3, 1e4, 1e5)
 # A column found within so many nm of a true one is that one; half a bond of graphene.
