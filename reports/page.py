@@ -787,7 +787,12 @@ def _checks(entry: Entry) -> Conclusion:
     ]
     if failed:
         names = ", ".join(gate.name for gate in failed)
-        why = f"Failed: {names}. Do not rely on what follows before that is mended."
+        rest = (
+            "Scores of left-out data rest on it, the posterior does not."
+            if names == "Pareto k of LOO"
+            else "Do not rely on what follows before that is mended."
+        )
+        why = f"Failed: {names}. {rest}"
         headline = f"{entry.name}: {len(failed)} of {every} checks failed"
         return Conclusion("failed", "One run", headline, why, answers, cautions=cautions)
     if noted:
