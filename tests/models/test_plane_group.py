@@ -18,7 +18,6 @@ from atomzoo.datasets.plane_groups import (
     subgroups,
 )
 from atomzoo.datasets.scenes import simulate
-from atomzoo.inference.fit import fit
 from atomzoo.models.model import Data, View, find
 from atomzoo.models.structure.plane_group_evidence import (
     Envelope,
@@ -321,22 +320,3 @@ def test_what_is_not_periodic_is_refused():
         find("plane_group").prepared(noise)
     with pytest.raises(DataError, match="no plane group 'p5'"):
         simulate("wallpaper", group="p5")
-
-
-@pytest.mark.slow
-def test_tempered_particles_on_the_story_give_the_evidence_and_the_settings_of_the_closed_form():
-    model, number = find("plane_group"), 16
-    data = model.simulate(few_reflections(), prior=KNOWN, seed=1, setting=number)
-    closed = fit(model, data, prior=KNOWN, predictive=0)
-    other = fit(
-        model, data, prior=KNOWN, predictive=0, runner="smc", chains=4, particles=64, draws=256
-    )
-    apart = closed.attrs["log_evidence"] - other.attrs["log_evidence"]
-    assert abs(apart) < 5 * np.hypot(
-        closed.attrs["log_evidence_se"], other.attrs["log_evidence_se"]
-    )
-    expected = closed["derived"]["case_probability"].values
-    drawn = other["posterior"]["setting"].values.ravel().astype(int)
-    found = np.bincount(drawn, minlength=len(CASES)) / len(drawn)
-    # At least a quarter of the draws count as independent.
-    assert np.abs(found - expected).max() < 5 * np.sqrt(0.25 / (len(drawn) / 4))
