@@ -196,8 +196,8 @@ def _cells(
     solved = solve(ops, found.case, found.origin, seen, found.envelope, missed)
     whole, part = _copies(*story, solved, solved)
     cell, change = cell + whole, change + part
-    parts = (torch.stack([c.real, c.imag], -1) for c in (cell, change))
-    return *parts, _motif(*story, cell, change)
+    motif = _motif(*story, cell, change)
+    return torch.view_as_real(cell), torch.view_as_real(change), motif
 
 
 def _copies(

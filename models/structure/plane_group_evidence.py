@@ -349,7 +349,8 @@ class _Layers:
 
     def explained(self, x: Tensor) -> Tensor:
         """What the motif takes off minus twice the log density, less what its freedom costs, (..., reflection)."""
-        total, rank = 0.0, self.operations.rank
+        rank = self.operations.rank
+        total = torch.zeros((), dtype=torch.float64)
         if self.both:
             kept = self._kept(x)
             total = (x.conj() * kept).real - rank[self.own] * self.first_cost
