@@ -178,7 +178,7 @@ def _straight(
     typical = float(np.median(variances)) if len(variances) else float(image.var())
     least = max(typical * 1e-2, float(image.var()) * 1e-12)
     # Noise that does not grow with the mean is a Poisson law of that many small steps.
-    smallest = SMALLEST * math.sqrt(typical)
+    smallest = SMALLEST * math.sqrt(max(typical, least))
     if len(variances) < 3:
         return Noise(smallest, typical, least)
     weight = 1 / np.maximum(variances, least)

@@ -433,6 +433,7 @@ class System:
         residual: image less mean.
         signal: the peaks' part of the mean.
         pulled: precision that the prior adds to each unknown but the width.
+        width_pulled: that of the width.
     """
 
     peaks: Peaks
@@ -450,6 +451,7 @@ class System:
     residual: Tensor
     signal: Tensor
     pulled: np.ndarray
+    width_pulled: float = 0.0
 
     @cached_property
     def blocks(self) -> Any:
@@ -547,8 +549,9 @@ class System:
 
     @cached_property
     def width_precision(self) -> float:
-        """Precision of the width, all else unknown."""
-        return max(self.width_curvature - float(self.wide @ self.lean), 1e-300)
+        """Precision of the width, all else unknown: no less than the prior's, nor than what solving can tell."""
+        least = max(self.width_pulled, SOLVED**2 * self.width_curvature, 1e-300)
+        return max(self.width_curvature - float(self.wide @ self.lean), least)
 
 
 def block_diagonal(blocks: Tensor) -> Any:
@@ -701,7 +704,8 @@ def _weighed_down(system: System, pull: Pull | None) -> System:
     system.pulled = np.concatenate([each, np.full(coefs, pull.coefs)])
     system.own = system.own + torch.diag(pull.curvature())
     system.ground = system.ground + pull.coefs * eye_array(coefs, format="csr")
-    system.width_curvature += pull.stiffness / peaks.width**2
+    system.width_pulled = pull.stiffness / peaks.width**2
+    system.width_curvature += system.width_pulled
     return system
 
 

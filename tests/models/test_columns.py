@@ -419,3 +419,15 @@ def test_candidates_tried_beside_their_neighbours_are_those_that_the_whole_fit_k
     doubtful = int((whole.log_odds < 2).sum() + (beside.log_odds < 2).sum())
     assert int((apart > peaks.width).sum()) <= doubtful
     assert abs(len(peaks) - len(beside.fitted.peaks)) <= doubtful
+
+
+def test_an_image_without_noise_breaks_nothing():
+    x = np.arange(96) * 0.02
+    stripes = dataset(
+        "image",
+        intensity=np.tile(2 + np.sin(x / 0.06), (96, 1)),
+        y=x,
+        x=x,
+        units={"y": "nm", "x": "nm", "intensity": "1"},
+    )
+    assert np.isfinite(fit_columns(stripes).covariance.values).all()
