@@ -1,7 +1,8 @@
 """Displacements: how the neighbours of every atom lie about it, against the mean shell of all atoms.
 
 The neighbours are in slots: one shell serves as template, every other is turned by whole slots until it fits, and the
-template is the mean of all, a few times over. The mean shell holds whatever all cells share, strain and the shear of
+template is the mean of all that are like it, a few times over; the first is the shell, of some tried, that most are
+like. The mean shell holds whatever all cells share, strain and the shear of
 the scan included; what is left of each shell is its displacement, x and y for slot after slot. Where shells come in two
 orientations, each the other's inversion, as on the two sites of graphene, one of them is inverted.
 
@@ -22,7 +23,8 @@ Settings, all numbers:
 - `scan`: 1 to leave out what shifts of rows do, 0 to keep it, as in images that were taken at once.
 
 Sublattices are told by geometry: where bonds lead from one set of atoms to another and back, whatever their species.
-Where the centres are of one sublattice, neighbours are of the other.
+Where missed and spurious columns of an image spoil that, brightness tells them, if it has two groups and nearly all
+bonds lead from one to the other. Where the centres are of one sublattice, neighbours are of the other.
 
 Example:
     >>> from atomzoo.datasets.scenes import simulate
@@ -40,7 +42,7 @@ import xarray as xr
 
 from ..kinds import DataError, Kind, add_kind, dataset, validate
 from ..planar import planar, with_what_rides
-from .shells import coordination, inside, nearest
+from .shells import coordination, inside, nearest, sublattices
 
 __all__ = ["displacements", "two_sublattices"]
 
@@ -52,8 +54,11 @@ ROOM = 1.15
 FITS = 0.3
 # Bonds are at most this much longer than the median distance to the nearest atom.
 BOND = 1.25
-# Bonds that may lead back into the same sublattice, as at a defect.
-STRAY = 0.02
+# Bonds that may lead back into the same sublattice, as at a defect; and where brightness tells it, as at columns that
+# an image does not show. Brightness that has nothing to do with it would have half of them.
+STRAY, STRAY_OF_BRIGHTNESS = 0.02, 0.1
+# Shells that are tried as the first template, and that each is held against.
+TEMPLATES, HELD_AGAINST = 24, 2000
 # Two sublattices differ when their mean intensities do by so many standard errors and a tenth.
 DIFFER, BY = 10.0, 0.1
 MOST_KINDS = 32
@@ -143,6 +148,8 @@ def _centres(
         return None, every
     kinds = two_sublattices(position)
     if kinds is None:
+        kinds = _by_brightness(data, position)
+    if kinds is None:
         if asked:
             raise DataError(
                 "displacements: bonds do not lead back and forth between two sublattices; take centres=3"
@@ -177,11 +184,8 @@ def two_sublattices(position: np.ndarray) -> np.ndarray | None:
     """Sublattice, 0 or 1, of each atom, None where bonds do not lead back and forth between two of them."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import breadth_first_order, connected_components
-    from scipy.spatial import cKDTree
 
-    tree = cKDTree(position)
-    reach, _ = tree.query(position, 2)
-    pairs = tree.query_pairs(BOND * float(np.median(reach[:, 1])), output_type="ndarray")
+    pairs = _bonds(position)
     if not len(pairs):
         return None
     shape = (len(position), len(position))
@@ -201,6 +205,32 @@ def two_sublattices(position: np.ndarray) -> np.ndarray | None:
     if (kinds[inner[:, 0]] == kinds[inner[:, 1]]).mean() > STRAY:
         return None
     return _alone(position, kinds)
+
+
+def _bonds(position: np.ndarray) -> np.ndarray:
+    """Pairs of atoms about as near as nearest ones are."""
+    from scipy.spatial import cKDTree
+
+    tree = cKDTree(position)
+    reach, _ = tree.query(position, 2)
+    pairs: np.ndarray = tree.query_pairs(
+        BOND * float(np.median(reach[:, 1])), output_type="ndarray"
+    )
+    return pairs
+
+
+def _by_brightness(data: xr.Dataset, position: np.ndarray) -> np.ndarray | None:
+    """The brighter and the dimmer atoms, None where there are no such groups or bonds do not lead between them."""
+    if "intensity" not in data:
+        return None
+    try:
+        kinds = sublattices(data[["position", "intensity"]])
+    except DataError:
+        return None
+    pairs = _bonds(position)
+    if not len(pairs) or (kinds[pairs[:, 0]] == kinds[pairs[:, 1]]).mean() > STRAY_OF_BRIGHTNESS:
+        return None
+    return kinds
 
 
 def _alone(position: np.ndarray, kinds: np.ndarray) -> np.ndarray:
@@ -224,20 +254,26 @@ def _slots(
     order = np.argsort(np.arctan2(vectors[..., 1], vectors[..., 0]), axis=1)
     vectors = np.take_along_axis(vectors, order[:, :, None], 1)
     signs = (1.0, -1.0) if slots % 2 else (1.0,)
-    middle = ((position[atoms] - position.mean(0)) ** 2).sum(1).argmin()
-    mean = vectors[middle]
     turns = (np.arange(slots) + np.arange(slots)[:, None]) % slots
+    every = np.stack([s * vectors[:, turn] for s in signs for turn in turns], 1)
+
+    def like(mean: np.ndarray, some: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
+        """The way in which each shell is most like the template, and whether it is."""
+        off = ((every[some] - mean) ** 2).sum((2, 3))
+        return off.argmin(1), off.min(1) / slots < (FITS * bond) ** 2
+
+    # Any one shell may be that of a defect. Where several serve alike, the one nearest to the middle does.
+    inwards = ((position[atoms] - position.mean(0)) ** 2).sum(1).argsort(kind="stable")
+    some = slice(None, None, -(-len(atoms) // HELD_AGAINST))
+    alike = [like(vectors[one], some)[1].sum() for one in inwards[:TEMPLATES]]
+    mean = vectors[inwards[int(np.argmax(alike))]]
     for _ in range(ROUNDS):
-        off = np.stack(
-            [((s * vectors[:, turn] - mean) ** 2).sum((1, 2)) for s in signs for turn in turns], 1
-        )
-        best = off.argmin(1)
-        fits = off.min(1) / slots < (FITS * bond) ** 2
+        best, fits = like(mean)
         if not fits.any():
             raise DataError("displacements: no two shells are alike; this is no crystal")
-        sign, turn = np.array(signs)[best // slots], turns[best % slots]
-        placed = sign[:, None, None] * np.take_along_axis(vectors, turn[:, :, None], 1)
+        placed = np.take_along_axis(every, best[:, None, None, None], 1)[:, 0]
         mean = placed[fits].mean(0)
+    sign, turn = np.array(signs)[best // slots], turns[best % slots]
     return np.take_along_axis(found, np.take_along_axis(order, turn, 1), 1), sign, mean, fits
 
 

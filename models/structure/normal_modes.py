@@ -129,8 +129,17 @@ def _told(
             "slope_probability": (dims, told.probability),
             "property_value": (("atom", "property"), columns),
         }
-        return xr.Dataset(found, {"property": names})
-    return xr.Dataset(found)
+        return _with_units(xr.Dataset(found, {"property": names}))
+    return _with_units(xr.Dataset(found))
+
+
+def _with_units(told: xr.Dataset) -> xr.Dataset:
+    """What is a length says in what."""
+    for name in ("amplitude", "amplitude_sd", "mean_shell", "position"):
+        told[name].attrs["units"] = "nm"
+    for name in ("variance", "variance_sd"):
+        told[name].attrs["units"] = "nm^2"
+    return told
 
 
 def table_of_modes(run: xr.DataTree, data: xr.Dataset) -> xr.Dataset:
@@ -181,7 +190,8 @@ def normal_modes(atoms: View, prior: Prior) -> None:
     the polar ones. What shifts of whole rows do is left out beforehand (`scan`), and so is a strain that does the
     same. With 10⁴ atoms and more all that is there is a mode, of less than a picometre too: look at the sizes.
     **Identifiable**: the number of modes and the space that they span; single modes only where their variances differ
-    by more than their errors, each up to its sign. What all cells share is in the mean, not in a mode.
+    by more than their errors, each up to its sign. What all cells share is in the mean, not in a mode. Patterns have no
+    units, amplitudes are in nm: their product is how each neighbour is displaced.
 
     References: Tipping and Bishop, Journal of the Royal Statistical Society B 61 (1999) 611; Minka, Advances in Neural
     Information Processing Systems 13 (2000) 598.

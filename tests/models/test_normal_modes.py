@@ -84,6 +84,32 @@ def test_a_crystal_whose_atoms_move_alone_has_no_mode(scene):
     assert told.sizes["mode"] == 0
 
 
+@pytest.mark.parametrize("centres", [1, 2])
+@pytest.mark.parametrize("noise", [0.005, 0.02])
+def test_a_sheared_and_noisy_scan_with_missed_columns_keeps_most_shells(noise, centres):
+    """At 20 pm bonds no longer tell the sublattices apart, and brightness has to."""
+    atoms = simulate(
+        "tmd", gives="atoms", seed=7, shear=0.06, stretch=1.04, disorder=noise, field=7.0
+    )
+    dim = atoms["intensity"].values < np.exp(np.log(atoms["intensity"].values).mean())
+    missed = dim & (np.random.default_rng(7).random(len(dim)) < 0.05)
+    seen = displacements(atoms.isel(atom=~missed), {"centres": centres})
+    own = np.flatnonzero(~dim[~missed] if centres == 1 else dim[~missed])
+    position = atoms["position"].values[~missed]
+    low, high = position.min(0), position.max(0)
+    deep = (np.minimum(position - low, high - position).min(1) > 0.25)[own]
+    used = np.isin(own, seen["atom"].values)
+    assert set(seen["atom"].values) <= set(own)
+    # A metal has three chalcogens of which each is missed once in twenty; a tenth may be too far off besides.
+    assert used[deep].mean() > (0.95**3 if centres == 1 else 1.0) - 0.15
+    assert (np.abs(np.linalg.norm(seen["mean_shell"].values, axis=1) - 0.185) < 0.02).all()
+
+
+def test_lengths_say_that_they_are_in_nanometres():
+    told, _ = fitted("perovskite", field=5.0)
+    assert {told[n].attrs["units"] for n in ("amplitude", "amplitude_sd")} == {"nm"}
+
+
 def test_amplitudes_are_as_far_off_as_they_say():
     """Of normal strengths, in units of their errors: mean square one."""
     model = find("normal_modes")
