@@ -49,7 +49,11 @@ def run(
         more["mask"] = density.mask
     # No more than their pointwise likelihoods are kept of, in whole chains; where none are, a few.
     most = max(FEW, POINTWISE_LIMIT // max(1, density.plate_total) // CHAINS * CHAINS)
-    told = model.posterior(density.view, density.prior, draws=min(draws, most), seed=seed, **more)
+    wanted = min(draws, most)
+    try:
+        told = model.posterior(density.view, density.prior, draws=wanted, seed=seed, **more)
+    except FloatingPointError as error:
+        raise RunError(f"{model.name} found no posterior: {error}") from error
     z = density.unconstrain_all(told.draws)
     chains = CHAINS if len(z) % CHAINS == 0 else 1
     attrs = {"independent": 1, **told.attrs}

@@ -45,6 +45,8 @@ FIRST, SECOND = 100, 400
 CHAINS, STAGES, STEPS = 128, 4, 60
 # Share of proposals that a random walk should accept.
 ACCEPT = 0.3
+# A log density that is none.
+LOWEST = -1e100
 # Draws that the integral over the shares is taken from.
 INTEGRAL = 2000
 
@@ -128,15 +130,14 @@ class _Space:
         free = self.straight({x.name: x.onto.inv(values[x.name]) for x in self.latents})
         return torch.cat([free[x.name].reshape(-1) for x in self.latents])
 
-    def spread(self, seed: int) -> Tensor:
-        """Spread of the prior along every axis, from its draws."""
+    def drawn(self, seed: int) -> Tensor:
+        """Vectors drawn from the prior."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             drawn = [
                 self.free({x.name: x.prior.sample() for x in self.latents}) for _ in range(200)
             ]
-        rows = torch.stack(drawn)
-        return 1.5 * (rows - rows.median(0).values).abs().median(0).values + 1e-12
+        return torch.stack(drawn)
 
     def of_shares(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Shares and their log prior densities at vectors of their own, (n, size)."""
@@ -215,15 +216,21 @@ def learn(
     Args:
         priors: distributions by name, that of the shares last.
         evidence: of every unit for every class at values by name, of some units where the second argument is true.
-        starts: values to climb from.
+        starts: values to climb from, as far as the prior has such.
         draws: how many.
         seed: everything depends on it alone.
         straightened: coordinates in which the posterior is more nearly normal, and the way back.
     """
     space = _Space(priors, straightened)
-    density, scale = _Posterior(space, evidence), space.spread(seed)
-    tops = [_climbed(density, space.free(start), scale) for start in starts]
-    z, _ = max(tops, key=lambda top: top[1])
+    density, rows = _Posterior(space, evidence), space.drawn(seed)
+    scale = 1.5 * (rows - rows.median(0).values).abs().median(0).values + 1e-12
+    tops = [_climbed(density, _within(rows, space.free(start)), scale) for start in starts]
+    z, height = max(tops, key=lambda top: top[1])
+    if not height > LOWEST:
+        raise FloatingPointError(
+            "the likelihood is no finite number anywhere that the prior allows; give errors and noise that are more "
+            "than nothing, or a wider prior of them"
+        )
     z, matrix = _settled(density, z, scale)
     shape = scale[:, None] * torch.linalg.inv(matrix) * scale
     generator = torch.Generator().manual_seed(seed)
@@ -234,14 +241,23 @@ def learn(
     return _told(space, second, draws, generator)
 
 
+def _within(rows: Tensor, z: Tensor) -> Tensor:
+    """The nearest vector among all that lie between draws of the prior.
+
+    From far outside, where a prior has next to nothing, a climb may lose its way.
+    """
+    z = torch.where(torch.isfinite(z), z, rows.median(0).values)
+    return torch.maximum(torch.minimum(z, rows.max(0).values), rows.min(0).values)
+
+
 def _climbed(density: _Posterior, z: Tensor, scale: Tensor) -> tuple[Tensor, float]:
     """The top that a climb on some of the units comes to, and its height."""
     from scipy.optimize import minimize
 
     def down(x: np.ndarray) -> tuple[float, np.ndarray]:
         value, slope = density.gradient(z + scale * torch.as_tensor(x), few=True)
-        if not math.isfinite(value):
-            return 1e100, np.zeros_like(x)
+        if not (math.isfinite(value) and torch.isfinite(slope).all()):
+            return -LOWEST, np.zeros_like(x)
         return -value, -(slope * scale).numpy()
 
     found = minimize(
@@ -399,11 +415,8 @@ def _moved(found: _Weighed, normal: _Normal) -> _Normal:
 
 
 def _told(space: _Space, found: _Weighed, draws: int, generator: torch.Generator) -> Told:
-    from arviz_stats.base import array_stats
-
-    # ArviZ takes log likelihoods, whose importance ratios are their inverses.
-    smooth, k = array_stats.psislw(-found.log_weights.numpy())
-    weights = torch.softmax(torch.as_tensor(np.asarray(smooth)), 0)
+    smooth, k = _smoothed(found.log_weights)
+    weights = torch.softmax(smooth, 0)
     start = torch.rand(1, dtype=torch.float64, generator=generator)
     grid = (torch.arange(draws, dtype=torch.float64) + start) / draws
     places = torch.searchsorted(weights.cumsum(0), grid).clamp(max=len(weights) - 1)
@@ -417,5 +430,22 @@ def _told(space: _Space, found: _Weighed, draws: int, generator: torch.Generator
         log + found.integral[0],
         math.hypot(error, found.integral[1]),
         None,
-        {"pareto_k": float(k), "importance_ess": effective},
+        {"pareto_k": k, "importance_ess": effective},
     )
+
+
+def _smoothed(log_weights: Tensor) -> tuple[Tensor, float]:
+    """Log weights with a smooth tail, and Pareto's k of it, minus infinity where all weights are alike."""
+    from arviz_stats.base import array_stats
+
+    if not torch.isfinite(log_weights).any():
+        raise FloatingPointError(
+            "no draw near the top of the posterior has a finite density; give a wider prior, above all of the noise, "
+            "or another runner, such as laplace"
+        )
+    # As where every parameter is known.
+    if float(log_weights.max() - log_weights.min()) < 1e-9:
+        return log_weights, -math.inf
+    # ArviZ takes log likelihoods, whose importance ratios are their inverses.
+    smooth, k = array_stats.psislw(-log_weights.numpy())
+    return torch.as_tensor(np.asarray(smooth)), float(k)

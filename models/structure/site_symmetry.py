@@ -606,6 +606,11 @@ def site_symmetry(atoms: View, prior: Prior) -> None:
 
 def _dirichlet(given: Any, classes: int) -> Any:
     """The prior of the weights; one concentration holds for all classes."""
+    if not isinstance(given, torch.distributions.Dirichlet):
+        raise ModelError(
+            f"weights must have a Dirichlet prior, found {given}; for shares that are known give large concentrations, "
+            "such as Dirichlet([1e6, 2e6, 1e6])"
+        )
     concentration = given.concentration
     if concentration.shape[-1] == 1:
         return Dirichlet(concentration.expand(classes))

@@ -100,3 +100,42 @@ def test_positive_parameters_and_the_same_seed_give_the_same_draws():
     assert (one.draws["width"] > 0).all()
     torch.testing.assert_close(one.draws["width"], other.draws["width"], rtol=0, atol=0)
     assert abs(float(one.draws["width"].mean()) - 2) < 1
+
+
+def test_a_climb_from_where_the_prior_has_nothing_comes_back():
+    """The data are five hundred of the prior's widths away, and the exact answer is a normal distribution."""
+    x = torch.as_tensor(np.random.default_rng(6).normal(0.05, 0.002, 100))
+    width, noise = 1e-4, torch.tensor(0.002, dtype=torch.float64)
+    priors = {"mean": Normal(0.0, width), "weights": Dirichlet(torch.ones(2, dtype=torch.float64))}
+
+    def evidence(values, few):
+        # Two classes that are alike leave the mean alone to be learnt.
+        return logs(x, values["mean"], noise).expand(2, -1)
+
+    start = {"mean": torch.tensor(0.05).double(), "weights": torch.tensor([0.5, 0.5]).double()}
+    told = learn(priors, evidence, [start], draws=400, seed=1)
+    variance = 1 / (1 / width**2 + 100 / 0.002**2)
+    mean = variance * float(x.sum()) / 0.002**2
+    error = math.sqrt(variance / told.attrs["importance_ess"])
+    assert abs(float(told.draws["mean"].mean()) - mean) < 4.5 * error
+    exact = torch.distributions.MultivariateNormal(
+        torch.zeros(100).double(), 0.002**2 * torch.eye(100).double() + width**2
+    ).log_prob(x) + 50 * math.log(2 * math.pi)
+    assert abs(told.log_evidence - float(exact)) < 4.5 * told.log_evidence_se + 0.01
+
+
+def test_known_parameters_leave_the_shares_and_no_density_at_all_is_told():
+    x = torch.as_tensor(np.random.default_rng(7).normal(0, 1, 50))
+    priors = {"weights": Dirichlet(torch.ones(2, dtype=torch.float64))}
+    one = torch.ones((), dtype=torch.float64)
+
+    def evidence(values, few):
+        return torch.stack([logs(x, 0.0, one), logs(x, 3.0, one)])
+
+    start = {"weights": torch.tensor([0.5, 0.5]).double()}
+    told = learn(priors, evidence, [start], draws=100, seed=1)
+    assert told.attrs["pareto_k"] == -math.inf
+    assert float(told.draws["weights"][:, 0].mean()) > 0.9
+    nothing = torch.full((2, 50), -torch.inf, dtype=torch.float64)
+    with pytest.raises(FloatingPointError, match="noise"):
+        learn(priors, lambda values, few: nothing, [start], draws=100, seed=1)

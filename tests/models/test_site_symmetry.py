@@ -10,6 +10,7 @@ import xarray as xr
 from atomzoo.datasets.kinds import dataset
 from atomzoo.datasets.scenes import simulate
 from atomzoo.inference.fit import fit, make_density
+from atomzoo.inference.runs import RunError
 from atomzoo.models.model import View, find
 from atomzoo.models.priors import ModelError
 from atomzoo.models.structure.point_groups import (
@@ -374,3 +375,64 @@ def test_what_is_learnt_is_the_likelihood_of_the_story():
         every = evidence_of(density.view, density.prior, given)
         told = torch.logsumexp(every + torch.log(given["weights"])[:, None], 0)
         torch.testing.assert_close(told, each)
+
+
+PERFECT = {
+    "scale": "Normal(1, 1e-4)",
+    "stretch": "Normal(1, 1e-4)",
+    "shear": "Normal(0, 1e-4)",
+    "drift": "Normal(0, 1e-4).expand([2, 2]).to_event(2)",
+    "strain": "Normal(0, 1e-4).expand([2]).to_event(1)",
+}
+
+
+@pytest.fixture(scope="module")
+def sheared():
+    """Data and the log evidence of a scan that is free, on a sheet with 5 % of shear."""
+    still = {"gives": "atoms", "drift": 0.0, "disorder": 0.001}
+    sheet = simulate("graphene", seed=2, field=1.6, shear=0.05, precision=0.0015, **still)
+    run = fit("site_symmetry", sheet, prior="vague", lean=True, predictive=0)
+    return sheet, run.attrs["log_evidence"]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {},
+        {"noise": "HalfNormal(1e-4)"},
+        {"noise": "HalfNormal(1e-4)", "inflation": 1.0},
+        {"noise": 0.002},
+        {"inflation": "LogNormal(0, 0.01)"},
+        {"noise": "Uniform(0, 1e-3)", "shear": 0.0, "strain": 0.0},
+    ],
+)
+def test_a_scan_held_to_be_perfect_keeps_to_its_prior_and_has_less_evidence(sheared, told):
+    sheet, free = sheared
+    run = fit("site_symmetry", sheet, prior=PERFECT | told, lean=True, predictive=0)
+    # Bonds of a fifth that are too long or too short by 5 % cost tens of nats, whatever explains them.
+    assert -1000 < run.attrs["log_evidence"] - free < -10
+    posterior = run["posterior"].to_dataset()
+    if "shear" not in told:
+        # The prior is hundreds of widths away from the data, and gives by a few.
+        assert float(abs(posterior["shear"]).max()) < 10e-4
+    if "HalfNormal" in str(told.get("noise")):
+        assert 1e-7 < float(posterior["noise"].mean()) < 1e-3
+    shares = run["classes"].to_dataset()["group"].sum("group_class")
+    np.testing.assert_allclose(shares, 1.0, atol=1e-6)
+
+
+def test_where_no_error_is_possible_the_run_says_what_to_do(sheared):
+    sheet, _ = sheared
+    with pytest.raises(RunError, match="give errors and noise"):
+        fit("site_symmetry", sheet, prior={"noise": 0.0, "inflation": 0.0}, predictive=0)
+
+
+def test_every_parameter_but_the_shares_may_be_a_known_number(sheared):
+    sheet, free = sheared
+    known = {"noise": 0.001, "inflation": 1.0, "size": 0.0, "scale": 1.0, "stretch": 1.0}
+    known |= {"shear": 0.05, "strain": 0.0, "drift": 0.0}
+    run = fit("site_symmetry", sheet, prior=known, lean=True, predictive=0)
+    # The truth costs no Occam factors.
+    assert run.attrs["log_evidence"] > free
+    with pytest.raises(ModelError, match="Dirichlet"):
+        fit("site_symmetry", sheet, prior={"weights": 0.25}, predictive=0)
