@@ -57,7 +57,18 @@ def told_of_units(
             parts.append(density.model.derive(view, density.prior, some))
     if parts:
         found["derived"] = xr.merge(parts, compat="override", join="override")
+        found |= _named(density, found)
     return found
+
+
+def _named(density: Density, found: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+    """Classes with the names that the model gives them once it knows them: coordinates of what it derives."""
+    names = {
+        f"{site.name}_class": found["derived"][site.name].values
+        for site in density.classes
+        if site.name not in density.model.labels and site.name in found["derived"].coords
+    }
+    return {"classes": found["classes"].assign_coords(names)} if names else {}
 
 
 def _view(density: Density, data: xr.Dataset) -> View:

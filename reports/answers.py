@@ -136,6 +136,12 @@ def _texture(run: xr.DataTree) -> Iterator[str]:
     yield from _numbered(_by_rank(run), "component", "of texture that the image pays for")
 
 
+def _parts(run: xr.DataTree) -> Iterator[str]:
+    found = np.atleast_1d(np.asarray(run.attrs.get("count_probability", []), dtype=float))
+    told = {str(k + 1): float(p) for k, p in enumerate(found)}
+    yield from _numbered(told, "part", "of texture")
+
+
 def _by_rank(run: xr.DataTree) -> dict[str, float]:
     found = np.atleast_1d(np.asarray(run.attrs.get("rank_probability", []), dtype=float))
     return {str(k): float(p) for k, p in enumerate(found)}
@@ -168,5 +174,6 @@ _OWN: dict[str, Telling] = {
     "species": _species,
     "strain_gpa": _strain,
     "texture": _texture,
+    "texture_parts": _parts,
     "unit_cell": _unit_cell,
 }

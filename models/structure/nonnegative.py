@@ -114,6 +114,7 @@ def learn_parts(
     white, log_root = values @ np.linalg.inv(root), float(np.linalg.slogdet(root)[1])
     start = find_phases(values, count, seed) @ np.linalg.inv(root)
     mode, scale = _mode(white, points, log_prior, start)
+    mode = mode[_by_size(white, points, log_prior, mode, scale)]
     curvature = _curvature(white, points, log_prior, mode, scale, root / float(part.scale))
     center = np.append(mode.ravel(), np.log(scale))
     rng = np.random.default_rng((seed, 4, count))
@@ -160,6 +161,17 @@ def _mode(
             break
         last = total
     return parts, scale
+
+
+def _by_size(
+    values: np.ndarray, points: np.ndarray, log_prior: np.ndarray, parts: np.ndarray, scale: float
+) -> np.ndarray:
+    """Order of the parts, those that have most of all units first."""
+    total = np.zeros(len(parts))
+    for some in _batches(values, len(points)):
+        total += shares(some, points, log_prior, parts, scale)[0].sum(0) @ points
+    found: np.ndarray = np.argsort(-total, kind="stable")
+    return found
 
 
 def _curvature(

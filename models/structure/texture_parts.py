@@ -11,12 +11,13 @@ from ...datasets.derived.windows import magnitudes
 from ...datasets.kinds import dataset
 from ..model import Told, View, model, observe, sample
 from ..priors import Prior, prior_set
-from .nonnegative import Parts, grid, learn_parts, prior_of_shares, shares
+from .nonnegative import STEPS, Parts, grid, learn_parts, prior_of_shares, shares
 from .phase_map import blocks
 
 REGION = 4.0
 # Draws that shares are averaged over, and draws told.
 SHARE_DRAWS, MOST_DRAWS = 12, 200
+SIXTHS = dict(enumerate("0⅙⅓½⅔⅚1"))
 
 PRIORS = {
     "vague": prior_set(
@@ -89,8 +90,7 @@ def _draws(
     noise = np.empty(draws)
     for i, k in enumerate(count):
         which = rng.choice(len(found[k].weight), p=found[k].weight)
-        order = rng.permutation(k + 1)
-        spare[i, : k + 1], noise[i] = found[k].parts[which][order], found[k].noise[which]
+        spare[i, : k + 1], noise[i] = found[k].parts[which], found[k].noise[which]
     parts, noises = torch.as_tensor(spare), torch.as_tensor(noise)
     return {"parts": parts, "noise": noises}
 
@@ -118,8 +118,20 @@ def _maps(view: View, found: Parts, probability: np.ndarray, purity: float) -> x
             "spectrum_sd": (("part", "feature"), np.sqrt(spread[order])),
             "frequency": (("feature", "axis"), view.frequency.numpy()),
         },
-        {"count": np.arange(1, len(probability) + 1)},
+        {"count": np.arange(1, len(probability) + 1), "mix": names_of_shares(len(probability))},
     )
+
+
+def names_of_shares(parts: int) -> list[str]:
+    """What each point of the grid of shares is, such as "part 1" or "½ of 1, ½ of 2"."""
+    return [
+        f"part {int(point.argmax()) + 1}"
+        if point.max() == 1
+        else ", ".join(
+            f"{SIXTHS[round(STEPS * share)]} of {k + 1}" for k, share in enumerate(point) if share
+        )
+        for point in grid(parts)
+    ]
 
 
 def _shares(
@@ -173,6 +185,9 @@ def texture_parts(view: View, prior: Prior) -> None:
     Each part P_k is the spectrum of a pure texture and can be read as one; h_k is how much of a window it fills. Shares
     are in sixths, and summed out; `purity` below one says that most windows are pure. How many parts there are has a
     posterior. The covariance of the noise is that of windows next to each other, up to σ².
+
+    `mix` has a class for every set of shares, 28 for three parts: those are no kinds of texture, of which there are at
+    most as many as parts. Parts are told largest first.
 
     **Assumes** magnitudes that add up by area, as they do where two lattices have no peak in common, and the same noise
     everywhere.

@@ -9,6 +9,8 @@ from atomzoo.datasets.scenes import simulate
 from atomzoo.inference.runs import draws_of
 from atomzoo.models.model import find
 from atomzoo.models.structure.nonnegative import grid, prior_of_shares
+from atomzoo.models.structure.texture_parts import names_of_shares
+from atomzoo.reports.answers import answers_of
 
 from .story_check import compared, weighed
 from .test_texture import QUICK
@@ -54,6 +56,13 @@ def test_shares_add_up_and_their_prior_knows_the_number(parts):
     assert (np.isfinite(log_prior) == (points[:, parts:].sum(1) == 0)).all()
 
 
+def test_sets_of_shares_have_names_of_their_own():
+    names = names_of_shares(3)
+    assert len(set(names)) == len(names) == len(grid(3)) == 28
+    assert names[0] == "part 1"
+    assert "½ of 1, ½ of 3" in names
+
+
 def test_one_crystal_has_one_part_and_two_phases_more():
     alone = simulate("two_phases", seed=5, shape="none", field=10.0)
     told = atomzoo.fit("texture_parts", alone, prior=TWO, seed=1, **QUICK)["derived"]
@@ -73,5 +82,15 @@ def test_one_crystal_has_one_part_and_two_phases_more():
     second = np.abs(share[:, 0] - np.array(windows)) > 0.5
     agree = max(second[pure].mean(), 1 - second[pure].mean())
     assert agree > 0.97
+    # The shares of a window have names, and parts are those of the maps.
+    mix = run["classes"]["mix"]
+    best = mix["mix_class"].values[mix.values.argmax(1)]
+    clear = share.max(1) > 0.95
+    expected = np.array(["part 1", "part 2"])[share.argmax(1)]
+    assert clear.any()
+    assert (best == expected)[clear].all()
+    said = " ".join(answers_of(run))
+    assert "2 parts of texture: probability 1.00" in said
+    assert " part 1" in said
     table = find("texture_parts").giver(run, image)
     assert validate(table).attrs["kind"] == "table"
