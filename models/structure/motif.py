@@ -475,6 +475,8 @@ def _as_dataset(
         "information_gain": (gained.numpy(), "nat"),
     }
     made = {name: ("atom", array, {"units": unit}) for name, (array, unit) in per_atom.items()}
+    # That of the bulk, which most atoms are.
+    made["orientation"][2]["period"] = 360.0 / float(layout.symmetry[0])
     return xr.Dataset(made, {"atom": view.data["atom"]} if "atom" in view.data.coords else {})
 
 

@@ -326,6 +326,7 @@ def test_a_perfect_sheet_is_bulk_turned_as_it_was(run):
     assert float(classes[:, 0].min()) > 0.9
     derived = found["derived"]
     # The template has a bond along x of one kind of atom and against it of the other: half a turn apart, of three.
+    assert derived["orientation"].attrs["period"] == 120
     folded = np.mod(derived["orientation"].values - 8.0 + 30, 60) - 30
     assert abs(np.median(np.minimum(np.abs(folded), 30 - np.abs(folded)))) < 3
     assert (derived["matched"].values == 12).mean() > 0.9
