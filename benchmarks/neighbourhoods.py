@@ -1,10 +1,11 @@
 """Kinds of neighbourhood beside the truth and beside scikit-learn's Dirichlet-process mixture.
 
-    python benchmarks/neighbourhoods.py --peer PYTHON > benchmarks/neighbourhoods.md
+    python benchmarks/neighbourhoods.py --peer PYTHON --image IMAGE > benchmarks/neighbourhoods.md
 
 The first table has scenes whose kinds of site are known: the adjusted Rand index of the most probable clusters and the
 truth, and, with the interpreter PYTHON that has scikit-learn, that of BayesianGaussianMixture (full covariances, 12
-components, 3 starts) on the same features. The second has mixtures drawn from the prior of 6 sticks: how often the most
+components, 3 starts) on the same features. R-hat is the largest, ESS the smallest, of what no names of clusters change,
+over four chains. An image has no truth. The second has mixtures drawn from the prior of 6 sticks: how often the most
 probable number of clusters is right, and how often it says it would be.
 """
 
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 import xarray as xr
 from scipy.stats import kstest
 
@@ -25,6 +27,7 @@ import atomzoo
 from atomzoo.datasets.derived.features import features_of
 from atomzoo.inference.fit import make_density
 from atomzoo.models.model import View, find
+from atomzoo.models.structure.columns import fit_columns
 from atomzoo.models.structure.neighbourhoods import posterior
 
 MODEL = find("neighbourhoods")
@@ -70,10 +73,11 @@ def agreement(one: np.ndarray, other: np.ndarray) -> float:
     return (both - chance) / (0.5 * (rows + columns) - chance)
 
 
-def kinds(data: xr.Dataset, draws: dict[str, object]) -> np.ndarray:
+def kinds(data: xr.Dataset, draws: dict[str, torch.Tensor]) -> np.ndarray:
     """The most probable cluster of every atom."""
     density = make_density(MODEL, data)
-    z = density.unconstrain_all({name: value[-20:] for name, value in draws.items()})
+    some = slice(None, None, max(1, len(next(iter(draws.values()))) // 20))
+    z = density.unconstrain_all({name: value[some] for name, value in draws.items()})
     found: np.ndarray = density.class_probabilities(z)["cluster"].mean(0).argmax(1).numpy()
     return found
 
@@ -87,16 +91,45 @@ def peer(data: xr.Dataset, python: str) -> np.ndarray:
         return np.load(told)
 
 
+def mixing(told: xr.Dataset) -> tuple[float, float]:
+    """Largest R-hat and smallest bulk or tail ESS of the figures that the model is judged by."""
+    import arviz_stats as azs
+
+    judged = told[[n for n in told if str(n).startswith("judged_")]].rename(sweep="draw")
+    with np.errstate(all="ignore"):
+        apart = azs.rhat(judged).to_array().max()
+        some = [azs.ess(judged, method=m).to_array().min() for m in ("bulk", "tail")]
+    return float(apart), float(min(some))
+
+
+def images(path: str) -> None:
+    """Row of an image, of which no truth is known."""
+    data = features_of(fit_columns(atomzoo.read(path)), {})
+    started = time.process_time()
+    told = posterior(View(data), MODEL.resolve(data), draws=1000, seed=0)
+    seconds = time.process_time() - started
+    assert told.derived is not None
+    apart, some = mixing(told.derived)
+    print(
+        f"| {Path(path).stem} | {data.sizes['atom']} | {told.attrs['most_probable_clusters']} | - | {apart:.3f} | "
+        f"{some:.0f} | {seconds:.1f} | - | - |"
+    )
+
+
 def scenes(python: str) -> None:
     """Table of scenes."""
-    print("| scene | atoms | clusters | index | seconds | scikit-learn: clusters | index |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| scene | atoms | clusters | index | R-hat | ESS | seconds | scikit-learn: clusters | index |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for title, name, given, truth in ROWS:
         sheet = atomzoo.simulate(name, gives="atoms", seed=1, **given)
         data = features_of(sheet, {})
         started = time.process_time()
-        told = posterior(View(data), MODEL.resolve(data), draws=100, seed=0)
+        told = posterior(View(data), MODEL.resolve(data), draws=1000, seed=0)
         seconds = time.process_time() - started
+        assert told.derived is not None
+        apart, some = mixing(told.derived)
         true = np.unique(truth(sheet)[data["index"].values], return_inverse=True)[1]
         found = kinds(data, told.draws)
         text = "- | -"
@@ -105,7 +138,7 @@ def scenes(python: str) -> None:
             text = f"{len(np.unique(other))} | {agreement(other, true):.3f}"
         print(
             f"| {title} | {data.sizes['atom']} | {told.attrs['most_probable_clusters']} of "
-            f"{len(np.unique(true))} | {agreement(found, true):.3f} | {seconds:.1f} | {text} |",
+            f"{len(np.unique(true))} | {agreement(found, true):.3f} | {apart:.3f} | {some:.0f} | {seconds:.1f} | {text} |",
             flush=True,
         )
 
@@ -131,8 +164,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", default="", help="a Python that has scikit-learn")
     parser.add_argument("-n", type=int, default=24, help="simulated mixtures")
+    parser.add_argument("--image", default="", help="an image of atoms")
     given = parser.parse_args()
     scenes(given.peer)
+    if given.image:
+        images(given.image)
     simulated(given.n)
 
 

@@ -27,6 +27,8 @@ LEAST_PREDICTIONS = 100
 LEAST_WEIGHED = 100
 PRIOR_SENSITIVITY = 0.05
 MANY_CHAINS = 16
+# Figures by which a model wants its sampling to be judged, in place of its draws.
+JUDGED = "judged_"
 # A prior that matters is a finding about the conclusion, no fault of the computation: it is told, and stops nothing.
 FINDINGS = ("prior sensitivity",)
 # Gates whose figure must not be below the threshold; all others must not be above.
@@ -87,8 +89,18 @@ def sampling(run: xr.DataTree) -> list[Gate]:
 
 
 def _continuous(run: xr.DataTree) -> xr.Dataset:
-    """Posterior variables that move; a parameter's elements are all kept."""
+    """Posterior variables that move; a parameter's elements are all kept.
+
+    Names of clusters differ between chains that agree: a model of such tells what no names change instead.
+    """
     posterior = run["posterior"].to_dataset()
+    if "derived" in run.children:
+        told = run["derived"].to_dataset()
+        judged = {
+            str(n).removeprefix(JUDGED): told[n].variable for n in told if str(n).startswith(JUDGED)
+        }
+        if judged:
+            posterior = xr.Dataset(judged).rename(sweep="draw")
     moving = [
         n for n in posterior.data_vars if posterior[n].dtype.kind == "f" and posterior[n].size
     ]

@@ -23,6 +23,7 @@ __all__ = [
     "fitted",
     "likelihoods",
     "normals_of",
+    "partition",
     "rings",
     "scatter_given",
     "sticks_of",
@@ -169,13 +170,13 @@ def likelihoods(sums: Sums, scatter: np.ndarray, chosen: Settings) -> np.ndarray
     return found
 
 
-def sticks_of(number: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+def sticks_of(number: np.ndarray, alpha: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Beta parameters of the sticks but the last."""
     beyond = number[::-1].cumsum()[::-1] - number
     return 1 + number[:-1], alpha + beyond[:-1]
 
 
-def _partition(number: np.ndarray, alpha: float) -> float:
+def partition(number: np.ndarray, alpha: float) -> float:
     """Log probability of the assignments, the sticks integrated out."""
     from scipy.special import betaln
 
@@ -199,7 +200,7 @@ def _bound(
 ) -> float:
     order = np.argsort(-sums.number)
     value = float(likelihoods(sums, scatter, chosen).sum())
-    value += _partition(sums.number[order], alpha) + _entropy(shares)
+    value += partition(sums.number[order], alpha) + _entropy(shares)
     return value - len(data.values) * float(np.log(len(data.ring)))
 
 
@@ -364,7 +365,7 @@ def _best_move(data: Rings, found: Mixture, chosen: Settings) -> Mixture | None:
     sums = _sums(data, shares)
     used = np.flatnonzero(sums.number > SEEN)
     alone = likelihoods(sums, found.scatter, chosen)
-    base = _partition(sums.number, found.alpha)
+    base = partition(sums.number, found.alpha)
 
     def gain(columns: list[int], after: np.ndarray) -> float:
         """What the bound gains where the first of some clusters takes these shares, and the others none."""
@@ -373,7 +374,7 @@ def _best_move(data: Rings, found: Mixture, chosen: Settings) -> Mixture | None:
         number[columns] = 0.0
         number[columns[0]] = new.number[0]
         value = float(likelihoods(new, found.scatter, chosen)[0] - alone[columns].sum())
-        value += _partition(np.sort(number)[::-1], found.alpha) - base
+        value += partition(np.sort(number)[::-1], found.alpha) - base
         return value + _entropy(after) - _entropy(shares[:, columns])
 
     compose = _composed(data.ring)

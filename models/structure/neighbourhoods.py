@@ -20,14 +20,18 @@ from .rings import AnyOrder, precision_factor
 
 # Atoms that the mixture is learnt from.
 ENOUGH = 4000
-# Gibbs draws at most and at least, and how many times all atoms may be told from them; sweeps before the first, and in
-# all after it.
-DRAWS, FEWEST_DRAWS, TOLD = 400, 32, 3_000_000
-WARM, SWEEPS = 100, 800
+# Gibbs draws at most and at least, and how many times all atoms may be told from them.
+DRAWS, FEWEST_DRAWS, TOLD = 1000, 32, 3_000_000
+# Chains, sweeps of each before the first draw, and rounds of sweeps after it at most.
+CHAINS, WARM, ROUNDS = 4, 100, 8
 # Clusters of which more than this part would be taken for another are said to overlap.
 OVERLAP = 0.05
 # Shares below it are clusters that no atom is in.
 SEEN = 0.5
+# Draws that names are read off.
+NAMED = 32
+# Neighbours not further than this times the middle distance are counted in names.
+NEAR = 1.25
 
 PRIORS = {
     "vague": prior_set(
@@ -111,33 +115,46 @@ def posterior(
     ring, chosen = ring_of(features), settings_of(features, prior)
     start = fitted(values, ring, chosen, seed)
     draws = min(draws, DRAWS, max(FEWEST_DRAWS, TOLD // total))
-    thin = max(1, SWEEPS // max(draws, DRAWS // 2))
-    found = swept(values, ring, chosen, start, draws=draws, warm=WARM, thin=thin, seed=seed)
+    chains = CHAINS if draws >= CHAINS else 1
+    found = swept(
+        values,
+        ring,
+        chosen,
+        start,
+        draws=draws // chains,
+        chains=chains,
+        warm=WARM,
+        rounds=ROUNDS,
+        seed=seed,
+    )
     numbers = np.arange(1, chosen.clusters + 1)
-    told = (found.occupied[:, None] == numbers).mean(0)
+    told = (found.occupied[..., None] == numbers).mean((0, 1))
     confused = _confused(start.shares.sum(2))
     pairs = np.argwhere(np.triu(np.maximum(confused, confused.T), 1) > OVERLAP)
-    latents = {
-        name: torch.as_tensor(value)
-        for name, value in found.latents.items()
-        if isinstance(prior.get(name, None), Distribution) or name not in prior
-    }
-    text = ", ".join(f"{a} and {b}" for a, b in pairs.tolist())
+    drawn = {name: torch.as_tensor(value) for name, value in found.latents.items()}
+    names = derive(features, prior, {name: value[-NAMED:] for name, value in drawn.items()})
+    names = names["cluster"].values
+    text = "; ".join(f"{names[a]} and {names[b]}" for a, b in pairs.tolist())
     return Told(
-        latents,
+        {
+            name: value
+            for name, value in drawn.items()
+            if isinstance(prior.get(name, None), Distribution) or name not in prior
+        },
         derived=xr.Dataset(
             {
                 "occupied": ("number", told),
                 "overlap": (("cluster", "cluster2"), confused),
-            },
-            {"number": numbers},
+            }
+            | {f"judged_{name}": (("chain", "sweep"), v) for name, v in found.figures.items()},
+            {"number": numbers, "cluster": names},
         ),
         attrs={
             "independent": 0,
             "atoms_learnt_from": len(values),
             "bound": start.bound,
             "most_probable_clusters": int(numbers[told.argmax()]),
-            "overlapping": f"clusters {text} overlap" if text else "no clusters overlap",
+            "overlapping": f"kinds that overlap: {text}" if text else "no kinds overlap",
         },
     )
 
@@ -177,13 +194,25 @@ def derive(features: View, prior: Prior, values: Mapping[str, torch.Tensor]) -> 
         "share": ("cluster", weights.mean(0)),
         "share_sd": ("cluster", weights.std(0)),
     }
-    return xr.Dataset(found | _physical(features, centre.numpy(), covariance.numpy()))
+    found |= _physical(features, centre.numpy(), covariance.numpy(), weights)
+    return xr.Dataset(found, {"cluster": _names(found, features)})
 
 
-def _physical(features: View, centre: np.ndarray, covariance: np.ndarray) -> dict[str, Any]:
-    """Centres and spreads in pm, degrees, and relative intensity."""
+def _physical(
+    features: View, centre: np.ndarray, covariance: np.ndarray, weights: np.ndarray
+) -> dict[str, Any]:
+    """Centres and spreads in pm, degrees, and relative intensity, NaN for clusters that no atom is in."""
     facts, neighbours = features.attrs, int(features.attrs["neighbours"])
     basis = ring_basis(neighbours)
+    # In draws where a cluster has no atoms its centre is anywhere.
+    counted = weights / weights.sum(0)
+    counted[:, weights.mean(0) * len(features.data["feature"]) < SEEN] = np.nan
+
+    def over_draws(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        mean = np.einsum("dk...,dk->k...", value, counted)
+        square = np.einsum("dk...,dk->k...", (value - np.nan_to_num(mean)) ** 2, counted)
+        return mean, np.sqrt(square)
+
     parts = {
         "distance": (
             np.eye(neighbours) * facts["scale_distance"],
@@ -200,20 +229,47 @@ def _physical(features: View, centre: np.ndarray, covariance: np.ndarray) -> dic
     }
     found: dict[str, Any] = {}
     for name, (linear, columns, middle, unit) in parts.items():
-        mean = middle + centre[..., columns] @ linear.T
+        mean, error = over_draws(middle + centre[..., columns] @ linear.T)
         within = np.einsum(
             "ij,dkjl,il->dki", linear, covariance[..., columns, columns], linear, optimize=True
         )
-        told = {"": mean.mean(0), "_sd": mean.std(0), "_spread": np.sqrt(within).mean(0)}
+        told = {"": mean, "_sd": error, "_spread": over_draws(np.sqrt(within))[0]}
         for ending, value in told.items():
             found[f"cluster_{name}{ending}"] = (("cluster", "slot"), value, {"units": unit})
     if features.sizes["component"] == 2 * neighbours:
-        logs = centre[..., -1] * facts["scale_intensity"]
-        spread = np.sqrt(covariance[..., -1, -1]).mean(0) * facts["scale_intensity"]
-        found["cluster_intensity"] = ("cluster", np.exp(logs).mean(0))
-        found["cluster_intensity_sd"] = ("cluster", np.exp(logs).std(0))
-        found["cluster_intensity_spread"] = ("cluster", spread * np.exp(logs).mean(0))
+        mean, error = over_draws(centre[..., -1] * facts["scale_intensity"])
+        spread = over_draws(np.sqrt(covariance[..., -1, -1]))[0] * facts["scale_intensity"]
+        found["cluster_intensity"] = ("cluster", np.exp(mean))
+        found["cluster_intensity_sd"] = ("cluster", error * np.exp(mean))
+        found["cluster_intensity_spread"] = ("cluster", spread * np.exp(mean))
     return found
+
+
+def _names(found: Mapping[str, Any], features: View) -> list[str]:
+    """What each cluster is: near neighbours, their mean distance, and as much more as sets it apart from the others."""
+    away, angle = found["cluster_distance"][1], found["cluster_angle"][1]
+    bright = found["cluster_intensity"][1] if "cluster_intensity" in found else None
+    forms = []
+    for k, distance in enumerate(away):
+        if np.isnan(distance).any():
+            forms.append(["empty"])
+            continue
+        near = distance[distance < NEAR * features.attrs["middle_distance"]]
+        mean = (near if len(near) else distance).mean() / 1000
+        text = f"{len(near)} neighbour{'' if len(near) == 1 else 's'}, {mean:.2f} nm"
+        mine = [text]
+        if bright is not None:
+            mine.append(f"{text}, ×{bright[k]:.2g}")
+        mine += [
+            f"{mine[-1]}, {angle[k].max():.0f}°",
+            f"{mine[-1]}, {angle[k].max():.0f}° ({k + 1})",
+        ]
+        forms.append(mine)
+    chosen = []
+    for own in forms:
+        alike = [form for form in own if sum(form in other for other in forms) == 1]
+        chosen.append(alike[0] if alike else own[-1])
+    return [f"{name} {k + 1}" if name == "empty" else name for k, name in enumerate(chosen)]
 
 
 @model(
@@ -241,9 +297,14 @@ def neighbourhoods(features: View, prior: Prior) -> None:
     independent; the same error for all atoms.
     **Fails** where a kind is far from normal: it is told as several clusters. Rare kinds of which fewer than about the
     number of features are seen are merged. Atoms at the rim are left out and counted; at an edge of the crystal within
-    the frame use `rim` = 0, and the frame's cut neighbourhoods are a kind of their own. The draws stay near the best
-    partition found; another one that is as good is not visited.
-    **Identifiable**: clusters up to their names, here by falling size. Where two overlap, `overlap` says how many atoms
+    the frame use `rim` = 0, and the frame's cut neighbourhoods are a kind of their own. All chains
+    begin with the best partition of several; small kinds are split and joined, another partition of large ones is not
+    visited. Of noisy images the odd neighbourhoods are told as many small kinds whose number the chains do not agree
+    on: the gates then fail, and only the large kinds are to be relied on.
+    **Identifiable**: clusters up to their names. Here they are named by what they are: neighbours that are near (within
+    1.25 of the usual distance), their mean distance, and where that leaves two alike, brightness against the median and
+    the widest angle. Whether chains agree is asked of what no names change: number and shares of the clusters,
+    likelihood, α and scatter. Where two overlap, `overlap` says how many atoms
     of one are taken for the other; then their number is known less well than `occupied` says.
 
     References: Belianinov et al., Identification of phases, symmetries and defects through local crystallography,

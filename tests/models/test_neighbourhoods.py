@@ -1,18 +1,30 @@
 """Local crystallography: the mixture is the story's, the kinds are the crystal's, and doubt is told."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from pyro.distributions import MultivariateNormal
-from scipy.stats import kstest
+from scipy.stats import chi2, kstest
 
 import atomzoo
 from atomzoo.datasets.derived.features import features_of, orders
 from atomzoo.datasets.kinds import dataset
 from atomzoo.inference.fit import fit, make_density
 from atomzoo.models.model import View, find
+from atomzoo.models.structure.dirichlet_gibbs import split_or_join
+from atomzoo.models.structure.dirichlet_process import (
+    Settings,
+    Sums,
+    likelihoods,
+    partition,
+    rings,
+)
 from atomzoo.models.structure.neighbourhoods import derive, posterior
 from atomzoo.models.structure.rings import AnyOrder
+from atomzoo.reports.answers import answers_of
+from atomzoo.reports.diagnose import diagnose
 
 MODEL = find("neighbourhoods")
 FEW = {"set": "vague", "clusters": 6.0}
@@ -119,6 +131,7 @@ def test_parameters_and_partitions_of_simulated_mixtures_are_calibrated():
     assert wrong / count < 0.02 + 2 * expected / count
 
 
+@pytest.mark.slow
 def test_clusters_that_overlap_are_told_to():
     """Brightnesses two standard deviations apart: two clusters that overlap, or one; never two that do not."""
     rng = np.random.default_rng(4)
@@ -132,9 +145,58 @@ def test_clusters_that_overlap_are_told_to():
         units={"position": "nm"},
     )
     told = told_of(features_of(sheet, {}))
-    assert (
-        told.attrs["most_probable_clusters"] == 1 or "no clusters" not in told.attrs["overlapping"]
-    )
+    assert told.attrs["most_probable_clusters"] == 1 or "no kinds" not in told.attrs["overlapping"]
+
+
+def test_splits_and_joins_leave_the_posterior_of_partitions_as_it_is():
+    """States of three vectors, drawn from all that there are by their probability, before and after one step."""
+    rng = np.random.default_rng(5)
+    ring = orders(2, False)
+    values = np.array([[2.0, 1.0, 0.5], [1.2, 2.1, -0.4], [-2.0, -1.0, 0.5]])
+    groups = np.array([0, 0, 1])
+    chosen = Settings(clusters=3, kappa=0.3, nu=4.0, alpha=1.3, scatter=1.0, groups=groups)
+    data, scatter = rings(values, ring), np.array([1.0, 0.7])
+    states = np.array(list(itertools.product(range(3 * len(ring)), repeat=3)))
+    logs = []
+    for state in states:
+        cluster, order = np.divmod(state, len(ring))
+        turned = data.values[np.arange(3), order]
+        member = np.eye(3)[cluster]
+        second = np.einsum("nk,ni,nj->kij", member, turned, turned)
+        sums = Sums(member.sum(0), member.T @ turned, second)
+        logs.append(likelihoods(sums, scatter, chosen).sum() + partition(sums.number, chosen.alpha))
+    share = np.exp(np.array(logs) - max(logs))
+    share /= share.sum()
+    cluster, order = np.divmod(states, len(ring))
+    # Partition, labels, and of two vectors together how one is turned against the other.
+    told = 27 * ((order[:, 0] - order[:, 1]) % len(ring)) + cluster @ [9, 3, 1]
+    kinds, told = np.unique(told, return_inverse=True)
+    expected = np.bincount(told, share)
+    where = {tuple(state): kind for state, kind in zip(states, told, strict=True)}
+    count, taken, seen = 8000, 0, np.zeros(len(kinds))
+    for state in states[rng.choice(len(states), count, p=share)]:
+        cluster, order = np.divmod(state, len(ring))
+        pair = tuple(rng.choice(3, 2, replace=False).tolist())
+        taken += split_or_join(data, cluster, order, pair, chosen.alpha, scatter, chosen, rng)
+        seen[where[tuple(cluster * len(ring) + order)]] += 1
+    assert taken > count / 20
+    often = expected * count > 5
+    rest = 1 - expected[often].sum()
+    statistic = ((seen - count * expected)[often] ** 2 / (count * expected[often])).sum()
+    statistic += (seen[~often].sum() - count * rest) ** 2 / max(count * rest, 1e-9)
+    # Once in ten thousand.
+    assert chi2.sf(statistic, often.sum()) > 1e-4
+
+
+def test_kinds_have_names_and_chains_are_judged_by_what_no_names_change():
+    sheet = atomzoo.simulate("tmd", gives="atoms", seed=3, field=4.0, tungsten=0.1)
+    run = fit("neighbourhoods", sheet, seed=1, draws=100, predictive=0)
+    names = run["classes"]["cluster_class"].values.tolist()
+    assert len(set(names)) == len(names)
+    assert sum(name.startswith("3 neighbours, 0.18 nm") for name in names) >= 2
+    text = next(gate.text for gate in diagnose(run) if gate.name == "bulk ESS")
+    assert not any(latent in text for latent in ("middle", "cross", "root", "stick"))
+    assert "3 neighbours, 0.18 nm" in " ".join(answers_of(run))
 
 
 def test_many_atoms_are_learnt_from_some_and_the_rest_are_told(monkeypatch):
