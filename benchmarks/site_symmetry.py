@@ -177,7 +177,7 @@ def speed(atoms: int) -> None:
         rng = np.random.default_rng(0)
         seen = motif * radius.numpy()[shell][:, None]
         seen = torch.as_tensor(seen + 0.005 * rng.standard_normal((atoms, shape.slots, 2)))
-        number = [torch.tensor(x, dtype=torch.float64) for x in (0.002, 0.007, 0.06, 0.005)]
+        number = [torch.tensor(x, dtype=torch.float64) for x in (0.002, 0.007, 0.007, 0.06, 0.005)]
         site = Site(shape, radius, *number)
         back = torch.eye(2, dtype=torch.float64)[None]
         centre = torch.zeros(atoms, dtype=torch.float64)
@@ -218,7 +218,7 @@ def mean_slope(data: xr.Dataset) -> tuple[float, float]:
     return matrix[0, 1] / matrix[0, 0], float(np.log(matrix[1, 1] / matrix[0, 0]))
 
 
-def scenes(materials: Iterable[str], shears: Iterable[float], precision: float) -> None:
+def scenes(materials: Iterable[str], shears: Iterable[float], precision: float, seed: int) -> None:
     """Which group the sites of a simulated crystal have, at two shears."""
     head(
         "material", "shear, with drift", "observed", "scan's part", "unassigned", "groups of sites"
@@ -227,7 +227,13 @@ def scenes(materials: Iterable[str], shears: Iterable[float], precision: float) 
         scene, given = MATERIALS[name]
         for shear in shears:
             data = simulate(
-                scene, gives="atoms", seed=1, shear=shear, precision=precision, field=5.0, **given
+                scene,
+                gives="atoms",
+                seed=seed,
+                shear=shear,
+                precision=precision,
+                field=5.0,
+                **given,
             )
             run = fit(MODEL, data, prior=name, lean=True, predictive=0)
             classes, derived = run["classes"].to_dataset(), run["derived"].to_dataset()
@@ -383,6 +389,7 @@ def main() -> None:
     )
     parser.add_argument("--materials", nargs="*", default=list(MATERIALS))
     parser.add_argument("--shears", nargs="*", type=float, default=[0.0, 0.06])
+    parser.add_argument("--seed", type=int, default=1, help="of the scenes")
     parser.add_argument("--precision", type=float, default=0.005)
     parser.add_argument("--field", type=float, default=9.0)
     given = parser.parse_args()
@@ -396,7 +403,7 @@ def main() -> None:
         case "whole":
             whole(100_000)
         case "scenes":
-            scenes(given.materials, given.shears, given.precision)
+            scenes(given.materials, given.shears, given.precision, given.seed)
         case "defects":
             defects(0.010)
         case "agreement":

@@ -159,6 +159,11 @@ def _numbered(probability: dict[str, float], name: str, what: str) -> Iterator[s
     yield f"{text}."
 
 
+def _site_symmetry(run: xr.DataTree) -> Iterator[str]:
+    if undecided := str(_group(run, "derived").attrs.get("undecided", "")):
+        yield f"{undecided}."
+
+
 def _neighbourhoods(run: xr.DataTree) -> Iterator[str]:
     if "most_probable_clusters" in run.attrs:
         yield f"{int(run.attrs['most_probable_clusters'])} kinds of neighbourhood are the likeliest number."
@@ -171,6 +176,7 @@ _OWN: dict[str, Telling] = {
     "neighbourhoods": _neighbourhoods,
     "normal_modes": _modes,
     "plane_group": _plane_group,
+    "site_symmetry": _site_symmetry,
     "species": _species,
     "strain_gpa": _strain,
     "texture": _texture,

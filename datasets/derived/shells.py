@@ -116,7 +116,8 @@ def shells(data: xr.Dataset, settings: Mapping[str, float]) -> xr.Dataset:
     _check_counts(first, second, len(position))
     even = _rounded(position, nearest(position, first, 0, kinds))
     found = nearest(even, first, second, kinds)
-    reach = np.linalg.norm(position[found] - position[:, None], axis=2)
+    # Of a sheared square half of the second shell is near and half far, and no median is right.
+    reach = np.linalg.norm(even[found] - even[:, None], axis=2)
     radii = [float(np.median(reach[:, :first]))]
     radii += [float(np.median(reach[:, first:]))] if second else []
     kept = inside(position, ROOM * radii[-1])

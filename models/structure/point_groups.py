@@ -285,6 +285,7 @@ class Site:
         radius: nominal distance of each shell, (shell,).
         breath: standard deviation of what every group allows, such as a longer bond, τ₀.
         spread: standard deviation of what a lower group allows besides, τ.
+        polar: the same of the first shell as a whole against the centre.
         odd: the same, and much wider, for a site whose neighbours are not this arrangement.
         noise: standard deviation of every position beyond its measurement error.
     """
@@ -293,6 +294,7 @@ class Site:
     radius: Tensor
     breath: Tensor
     spread: Tensor
+    polar: Tensor
     odd: Tensor
     noise: Tensor
 
@@ -308,7 +310,8 @@ class Site:
         """Log evidence of every hypothesis for every atom, (hypothesis, atom), orientation and numbering summed out.
 
         The template of a site differs from the motif by `breath` in what the highest group allows, and by `spread` in
-        what its own group allows besides; a turn of all shells together is the orientation, and none of that.
+        what its own group allows besides, by `polar` where the first shell moves as a whole; a turn of all shells
+        together is the orientation, and none of that.
 
         Args:
             seen: neighbour vectors as seen, (atom, slot, 2).
@@ -326,18 +329,21 @@ class Site:
         variance = self.noise**2 + shells.mT
         widths = (0.0, self.breath, self.spread, self.odd)
         told, known, free, loose = (1 / (variance + width**2) for width in widths)
+        moving = torch.cat([1 / (variance[:1] + self.polar**2), free[1:]])
         squares = self._by_shell(real**2 + imaginary**2)
         sums = [self._by_shell(part[:, 0]) for part in (real, imaginary)]
         motif = [self._by_shell(part[:, 1]) for part in (real, imaginary)]
         common = self.arrangement.first * (self.noise**2 + centre)
-        held, freed, adrift = (
-            self._gaussian(p, squares, common, sums) for p in (told, free, loose)
+        held, freed, moved, adrift = (
+            self._gaussian(p, squares, common, sums) for p in (told, free, moving, loose)
         )
+        # Only h = 0 moves a shell as a whole.
+        freed = _Gaussian(torch.cat([moved.log[:1], freed.log[1:]]), moved.cross)
         breathing = self._one(known, squares[:, 1]) - held.log[1]
         twist = self._twist(free, motif)
         gain = freed.log - held.log
         pairs = self._pairs(
-            real, imaginary, told, free, known, freed.cross, held.cross, twist.cross
+            (real, imaginary), told, free, moving, known, (freed.cross, held.cross, twist.cross)
         )
         b = self._oriented(known, motif, nudge)
         by_group = self._by_group(gain, breathing, gain[1] + twist.log, b, pairs)
@@ -406,28 +412,28 @@ class Site:
 
     def _pairs(
         self,
-        real: Tensor,
-        imaginary: Tensor,
+        harmonics: tuple[Tensor, Tensor],
         told: Tensor,
         free: Tensor,
+        moving: Tensor,
         known: Tensor,
-        freed: tuple[Tensor, Tensor],
-        held: tuple[Tensor, Tensor],
-        twist: tuple[Tensor, Tensor],
+        crosses: tuple[tuple[Tensor, Tensor], ...],
     ) -> tuple[Tensor, Tensor]:
         """A quarter of Σ V V′ of mirror images, each by the precision that its own image loses against the other.
 
         One row a harmonic for groups with mirror lines, and a last one for those without, where h = 1 may twist.
         """
+        real, imaginary = harmonics
         x, y = real[self.arrangement.mirrored], imaginary[self.arrangement.mirrored]
         cross = real * x - imaginary * y, real * y + imaginary * x
         found = []
-        for part, one, other, extra in zip(cross, freed, held, twist, strict=True):
+        for part, one, other, extra in zip(cross, *crosses, strict=True):
             by_shell = self._by_shell(part)
             rows = _added((told - free)[:, None] * by_shell)
             breathing = _added((told - known) * by_shell[:, 1])
             twisting = _added((free - known) * by_shell[:, 1]) + extra
-            parts = [rows[:1] + one - other, breathing[None], rows[2:], twisting[None]]
+            whole = _added((told - moving) * by_shell[:, 0])[None] + one - other
+            parts = [whole, breathing[None], rows[2:], twisting[None]]
             found.append(0.25 * torch.cat(parts))
         return found[0], found[1]
 

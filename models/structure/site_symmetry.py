@@ -52,9 +52,12 @@ ENOUGH, FEW_SITES = 3000, 400
 MOST = 400
 # Quantiles of the prior of the noise to climb from: sites that differ and sites that are blurred are two tops.
 NOISES = (0.1, 0.9)
-# How far sites may stray from the motif, in bonds: in what every group allows, in what a lower group allows besides,
-# and where the neighbours are not the shell, as next to a vacancy, when they may be anywhere up to the next slot.
-WIDTHS = ("breath", "spread", "odd")
+# How far sites may stray from the motif, in bonds: in what every group allows, in what a lower group allows besides
+# (`polar` times as far where the first shell moves as a whole), and where the neighbours are not the shell, as next to
+# a vacancy, when they may be anywhere up to the next slot.
+WIDTHS = ("breath", "spread", "polar", "odd")
+# Errors from zero at which an offset is there.
+SEEN = 3.0
 PARAMETERS = (
     "noise",
     "inflation",
@@ -87,6 +90,7 @@ VAGUE = prior_set(
     bond=0,
     breath=0.03,
     spread=0.12,
+    polar=1.0,
     odd=0.4,
     noise="HalfNormal(0.05 * radius.low)",
     inflation="LogNormal(0, 0.3)",
@@ -116,9 +120,10 @@ def material(
 
 
 LENGTHS = "Lattice constants at room temperature: order of magnitude, good to a few per mille."
-TETRAGONAL = (
-    "Unlike neighbours, then like ones; sites stray by off-centring and by the c/a of other domains. "
-    + LENGTHS
+# In the cell of a polar perovskite ions stray little, but for A and B against each other: 0.08 bonds are 22 pm.
+PEROVSKITE = (
+    "Unlike neighbours, then like ones; a site strays by off-centring more than by all else, of which the c/a of other "
+    "domains is most. " + LENGTHS
 )
 PRIORS = {
     "vague": VAGUE,
@@ -137,10 +142,10 @@ PRIORS = {
         like=0,
         offset=Normal(0.0, 0.01).expand([2]).to_event(1),
     ),
-    "SrTiO3": material(0.2761, 4, 4, 0.03, 0.005, TETRAGONAL, like=0),
-    "BaTiO3": material(0.2833, 4, 4, 0.05, 0.01, TETRAGONAL, like=0),
-    "PbTiO3": material(0.2812, 4, 4, 0.08, 0.03, TETRAGONAL, like=0),
-    "BiFeO3": material(0.2800, 4, 4, 0.06, 0.01, TETRAGONAL, like=0),
+    "SrTiO3": material(0.2761, 4, 4, 0.03, 0.005, PEROVSKITE, like=0),
+    "BaTiO3": material(0.2833, 4, 4, 0.03, 0.01, PEROVSKITE, like=0, polar=1.7),
+    "PbTiO3": material(0.2812, 4, 4, 0.03, 0.03, PEROVSKITE, like=0, polar=2.7),
+    "BiFeO3": material(0.2800, 4, 4, 0.03, 0.01, PEROVSKITE, like=0, polar=2.0),
 }
 
 
@@ -240,6 +245,7 @@ def _templates(site: Site, group: Tensor) -> Tensor:
     motif = _motif(site)
     turn = torch.stack([-motif[:, 1], motif[:, 0]], -1).flatten()
     turn = torch.outer(turn, turn) / turn.square().sum()
+    whole = _whole(shape)
     for index, found in enumerate(groups):
         lines = found.axes or (0,)
         line = torch.randint(len(lines), group.shape)
@@ -247,9 +253,18 @@ def _templates(site: Site, group: Tensor) -> Tensor:
             here = (group == index) & (line == i)
             shared = common if found.axes else common + turn
             own = torch.as_tensor(_projector(shape, found, axis)) - shared
-            free[here] = free[here] @ (site.breath * shared + site.spread * own)
+            # Both commute: a group takes a shell that moves as a whole to another such.
+            polar = own @ whole
+            width = site.breath * shared + site.spread * (own - polar) + site.polar * polar
+            free[here] = free[here] @ width
     free[group == len(groups)] *= site.odd
     return free.reshape(-1, shape.slots, 2)
+
+
+def _whole(shape: Arrangement) -> Tensor:
+    """Onto displacements of the first shell as a whole, (2 slot, 2 slot)."""
+    first = (_shell(shape) == 0).to(torch.float64)
+    return torch.kron(torch.outer(first, first) / shape.first, torch.eye(2, dtype=torch.float64))
 
 
 def _projector(shape: Arrangement, group: Group, axis: int) -> np.ndarray:
@@ -305,14 +320,15 @@ def shift_at(atoms: View, offset: Tensor) -> Tensor:
 
 
 def site_of(atoms: View, values: Mapping[str, Tensor], widths: Iterable[Tensor]) -> Site:
-    """What all sites have in common; the widths `breath`, `spread` and `odd` are in bonds."""
+    """What all sites have in common; the widths `breath`, `spread` and `odd` are in bonds, `polar` in spreads."""
     arrangement = arrangement_of(atoms.data)
     firsts = [0, arrangement.first][: len(arrangement.orbits)]
     nominal = atoms.radius[firsts]
     radius = nominal * torch.exp(values["size"])
     # In bonds as long as they are: else sites that are odd would tell a strained crystal from a scan that is off.
-    breath, spread, odd = (width * radius[0] for width in widths)
-    return Site(arrangement, radius, breath, spread, odd, values["noise"])
+    breath, spread, ratio, odd = widths
+    breath, spread, odd = (width * radius[0] for width in (breath, spread, odd))
+    return Site(arrangement, radius, breath, spread, ratio * spread, odd, values["noise"])
 
 
 def variances(atoms: View, inflation: Tensor) -> tuple[Tensor, Tensor]:
@@ -454,7 +470,25 @@ def derived(atoms: View, prior: Prior, values: Mapping[str, Tensor]) -> xr.Datas
     parts = [_joined(told(atoms, draw)) for draw in draws]
     mean = {name: np.mean([part[name] for part in parts], axis=0) for name in parts[0]}
     weights = values["weights"].mean(0).numpy()
-    return xr.merge([_of_sites(atoms, mean, weights), _of_distortion(atoms, prior, values)])
+    made = xr.merge([_of_sites(atoms, mean, weights), _of_distortion(atoms, prior, values)])
+    return made.assign_attrs(undecided=_undecided(atoms, prior, values["offset"]))
+
+
+def _undecided(atoms: View, prior: Prior, offset: Tensor) -> str:
+    """What an offset may hide, in a sentence; nothing where it is known, or none is seen."""
+    if isinstance(prior["offset"], int | float) or not atoms.has("side"):
+        return ""
+    # Sites share atoms, and so errors of all of them are larger than those of so many sites by the root of this number.
+    error = offset.std(0, correction=0) * math.sqrt(arrangement_of(atoms.data).first)
+    mean = offset.mean(0)
+    if not (mean.abs() > SEEN * error).any():
+        return ""
+    x, y = (1000 * mean).tolist()
+    return (
+        f"These data cannot decide whether sites are polar: one sublattice is seen ({x:.1f}, {y:.1f}) pm beside the "
+        "other, which may be the offset of a probe that is not round or a displacement of all; the groups are those "
+        "without it, and with offset=0 those with it"
+    )
 
 
 def _joined(pieces: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -564,11 +598,13 @@ def site_symmetry(atoms: View, prior: Prior) -> None:
     polygon in each. A point group G that maps the slots onto themselves turns the vectors and renumbers the slots; P_G,
     the mean of what it does, projects onto what it leaves as it is. In what the highest group allows, a site's template
     t differs from the motif by `breath`, in what its own group allows besides by `spread`: T_G = τ₀² P_max + τ² (P_G -
-    P_max). The evidence N(d; m, T_G + noise) is in closed form; the orientation θ is integrated out, and a mirror line
-    may be at any of the slots that are alike. Errors e are those of the positions, each larger by `inflation`, with
-    `noise` besides; that of the centre is common to all slots. D is the distortion of the scan and of a uniform strain,
-    one matrix for all atoms but for the `drift`, slopes that change down the frame up to the second order; δ is an
-    `offset` of one sublattice, as a probe that is not round makes. What all sites share is learnt from 3,000 of them.
+    P_max). Where the first shell moves as a whole against the centre, as in a polar cell, it is `polar` times as much:
+    a site that may do anything pays for all of it, and looks symmetric where it does this alone. The evidence N(d; m,
+    T_G + noise) is in closed form; the orientation θ is integrated out, and a mirror line may be at any of the slots
+    that are alike. Errors e are those of the positions, each larger by `inflation`, with `noise` besides; that of the
+    centre is common to all slots. D is the distortion of the scan and of a uniform strain, one matrix for all atoms but
+    for the `drift`, slopes that change down the frame up to the second order; δ is an `offset` of one sublattice, as a
+    probe that is not round makes. What all sites share is learnt from 3,000 of them.
 
     Classes are C1, C2, … and D1, D2, …; `a` has a mirror line through a neighbour of the first shell, `b` between two.
     Groups that the shells cannot tell apart are one class, such as C3/D3 on three like neighbours, where the twist that
@@ -583,8 +619,10 @@ def site_symmetry(atoms: View, prior: Prior) -> None:
     **Fails** where noise is more than a tenth of the bond, so that neighbours are taken for one another, or where atoms
     that were not found are many. Shear and strain of the whole crystal look the same, as do an `offset` and a polar
     displacement of all sites, and only their priors tell them apart: `unassigned` says how much of a distortion could
-    be either's. What varies down the frame counts as the scan's, and a strain that varies across as noise. Sites that
-    vary in all coordinates by as much as `spread` look like C1, unless positions have errors that say so.
+    be either's, and `undecided` that an offset that is there may be a polar displacement; perovskites are held to have
+    no offset. What varies down the frame counts as the scan's, and a strain that varies across as noise. Sites that
+    vary in all coordinates by as much as `spread` look like C1, unless positions have errors that say so; a `spread`
+    many times what sites do makes them look like the highest group, with more noise.
     **Identifiable**: classes once `spread` is a few times the noise, else they follow `weights`; where a class would be
     another one under the wide template of the set `vague` and even weights, `prior_driven` says so. Where the noise is
     three times `spread`, C1 and more noise look alike, and probabilities are off by up to 0.08. `size` and `scale`

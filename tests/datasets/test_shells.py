@@ -168,3 +168,10 @@ def test_atoms_on_a_line_too_few_or_in_space_are_refused():
     space = dataset("atoms", position=np.eye(3), units={"position": "nm"})
     with pytest.raises(DataError, match="plane"):
         shells(space, {})
+
+
+@pytest.mark.parametrize("shear", [0.0, 0.03, 0.08])
+def test_radii_are_those_before_the_scan_sheared_them(shear):
+    position = SQUARE.position.values @ np.array([[1.0, shear], [0.0, 1.0]]).T
+    found = shells(SQUARE.assign(position=SQUARE.position.copy(data=position)), {"second": 4})
+    np.testing.assert_allclose(found.radius.values, np.repeat([0.4, 0.4 * np.sqrt(2)], 4))

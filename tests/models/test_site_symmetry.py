@@ -28,6 +28,7 @@ from atomzoo.models.structure.site_symmetry import (
     groups_of,
     site_symmetry,
 )
+from atomzoo.reports.answers import answers_of
 
 SHAPES = {
     "2": Arrangement(2),
@@ -40,7 +41,7 @@ SHAPES = {
     "4+4 aligned": Arrangement(4, 4, 0.0),
     "6+6": Arrangement(6, 6, 0.5),
 }
-BREATH, SPREAD, ODD_SPREAD = 0.002, 0.012, 0.06
+BREATH, SPREAD, POLAR, ODD_SPREAD = 0.002, 0.012, 0.02, 0.06
 
 
 def number(x):
@@ -61,7 +62,7 @@ def motif(shape):
 
 
 def site(shape, noise, spread=SPREAD):
-    widths = map(number, (BREATH, spread, ODD_SPREAD, noise))
+    widths = map(number, (BREATH, spread, POLAR, ODD_SPREAD, noise))
     return Site(shape, number(radii(shape)), *widths)
 
 
@@ -80,7 +81,11 @@ def template_covariance(shape, group, axis):
         x, y = motif(shape).T
         turn = np.stack([-y, x], 1).ravel()
         everyone = everyone + np.outer(turn, turn) / (turn @ turn)
-    return BREATH**2 * everyone + SPREAD**2 * (mean_operation(shape, group, axis) - everyone)
+    own = mean_operation(shape, group, axis) - everyone
+    first = np.repeat(shell_of(shape) == 0, 2)
+    moves = np.tile(np.eye(2), (shape.slots, 1)) * first[:, None] / math.sqrt(shape.first)
+    polar = moves @ moves.T @ own
+    return BREATH**2 * everyone + SPREAD**2 * (own - polar) + POLAR**2 * polar
 
 
 def brute_force(shape, noise, seen, back, centre, shells, shift, group, steps=4096):
@@ -436,3 +441,41 @@ def test_every_parameter_but_the_shares_may_be_a_known_number(sheared):
     assert run.attrs["log_evidence"] > free
     with pytest.raises(ModelError, match="Dirichlet"):
         fit("site_symmetry", sheet, prior={"weights": 0.25}, predictive=0)
+
+
+def shares_of(atoms, prior):
+    run = fit("site_symmetry", atoms, prior=prior, lean=True, predictive=0)
+    group = run["classes"].to_dataset()["group"].mean("atom")
+    return dict(zip(group.group_class.values.tolist(), group.values, strict=True)), run
+
+
+def perovskite(material, **more):
+    return simulate(
+        "perovskite", material=material, walls="none", gives="atoms", seed=5, field=5.0, **more
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("material", "mirror"), [("PbTiO3", "D1b"), ("BiFeO3", "D1a")])
+def test_a_polar_perovskite_is_polar_through_a_sheared_scan_too_and_a_cubic_one_is_not(
+    material, mirror
+):
+    for shear in (0.0, 0.06):
+        told, run = shares_of(perovskite(material, shear=shear, precision=0.005), material)
+        assert told[mirror] > 0.5
+        assert told["D4"] < 0.1
+        assert not run["derived"].attrs["undecided"]
+    cubic = perovskite(material, state="cubic", shear=0.06, precision=0.005)
+    assert shares_of(cubic, material)[0]["D4"] > 0.5
+
+
+@pytest.mark.slow
+def test_an_offset_that_may_be_a_polar_displacement_is_told_as_undecided():
+    offset = {"offset": "Normal(0, 0.01).expand([2]).to_event(1)"}
+    told, run = shares_of(perovskite("PbTiO3", precision=0.005), {"set": "PbTiO3"} | offset)
+    assert told["D4"] > 0.5
+    assert "cannot decide" in run["derived"].attrs["undecided"]
+    assert any("cannot decide" in sentence for sentence in answers_of(run))
+    cubic = perovskite("PbTiO3", state="cubic", precision=0.005)
+    _, run = shares_of(cubic, {"set": "PbTiO3"} | offset)
+    assert not run["derived"].attrs["undecided"]
