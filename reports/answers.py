@@ -50,7 +50,7 @@ def _classes(run: xr.DataTree) -> Iterator[str]:
         best, sure = share.values.argmax(1), share.values.max(1)
         counts = np.bincount(best, minlength=len(names))
         order = [int(k) for k in np.argsort(-counts, kind="stable") if counts[k]]
-        said = [f"{counts[k]:,} {clean(names[k], 30)}" for k in order[:MOST_CLASSES]]
+        said = [f"{counts[k]:,} {_quoted(clean(names[k], 30))}" for k in order[:MOST_CLASSES]]
         if len(order) > MOST_CLASSES:
             said.append(f"{int(counts[order[MOST_CLASSES:]].sum()):,} others")
         doubt = int((sure < SURE).sum())
@@ -60,6 +60,11 @@ def _classes(run: xr.DataTree) -> Iterator[str]:
             else f"each is at least {100 * SURE:.0f} % sure"
         )
         yield f"Of {len(best):,} {_units(str(share.dims[0]))}, {', '.join(said)}; {sureness}."
+
+
+def _quoted(name: str) -> str:
+    """Names with commas or that begin with a number would be read as part of the sentence."""
+    return f"“{name}”" if "," in name or name[:1].isdigit() else name
 
 
 def _units(dim: str) -> str:
@@ -159,14 +164,24 @@ def _numbered(probability: dict[str, float], name: str, what: str) -> Iterator[s
     yield f"{text}."
 
 
-def _site_symmetry(run: xr.DataTree) -> Iterator[str]:
-    if undecided := str(_group(run, "derived").attrs.get("undecided", "")):
-        yield f"{undecided}."
-
-
 def _neighbourhoods(run: xr.DataTree) -> Iterator[str]:
+    told = _group(run, "derived")
     if "most_probable_clusters" in run.attrs:
-        yield f"{int(run.attrs['most_probable_clusters'])} kinds of neighbourhood are the likeliest number."
+        number = int(run.attrs["most_probable_clusters"])
+        text = (
+            f"{number} {'kind' if number == 1 else 'kinds'} of neighbourhood: the likeliest number"
+        )
+        if number == told.sizes.get("number"):
+            text += ", and the most that the prior allows"
+        if "judged_clusters" in told:
+            each = [
+                int(np.bincount(c.astype(int)).argmax()) for c in told["judged_clusters"].values
+            ]
+            if min(each) < max(each):
+                text += f"; chains differ, from {min(each)} to {max(each)}, so that the small kinds are not settled"
+        yield f"{text}."
+    if "cluster" in told.coords and any("×" in str(name) for name in told["cluster"].values):
+        yield "After × is the brightness against the median."
     if overlap := str(run.attrs.get("overlapping", "")):
         yield f"{overlap[:1].upper()}{overlap[1:]}."
 
@@ -176,7 +191,6 @@ _OWN: dict[str, Telling] = {
     "neighbourhoods": _neighbourhoods,
     "normal_modes": _modes,
     "plane_group": _plane_group,
-    "site_symmetry": _site_symmetry,
     "species": _species,
     "strain_gpa": _strain,
     "texture": _texture,

@@ -235,13 +235,13 @@ def _most_probable(
                 color=MODELS[order % len(MODELS)],
                 marker=MARKERS[(order + order // len(MODELS)) % len(MARKERS)],
                 lw=0,
-                label=literal(f"{names[k]}: {int((best == k).sum()):,}", 30),
+                label=literal(f"{names[k]}: {int((best == k).sum()):,}", 40),
             )
             for order, k in enumerate(shown[:12])
         ]
         figure.legend(handles=marks, loc="outside upper center", ncols=2, fontsize=8)
 
-    said = ", ".join(f"{int((best == k).sum())} {clean(names[k], 24)}" for k in shown[:8])
+    said = ", ".join(f"{int((best == k).sum())} {clean(names[k], 32)}" for k in shown[:8])
     doubt = int((sure < 0.9).sum())
     return draw(
         build,
