@@ -164,6 +164,11 @@ def _numbered(probability: dict[str, float], name: str, what: str) -> Iterator[s
     yield f"{text}."
 
 
+def _site_symmetry(run: xr.DataTree) -> Iterator[str]:
+    if undecided := str(_group(run, "derived").attrs.get("undecided", "")):
+        yield f"{undecided}."
+
+
 def _neighbourhoods(run: xr.DataTree) -> Iterator[str]:
     told = _group(run, "derived")
     if "most_probable_clusters" in run.attrs:
@@ -191,6 +196,7 @@ _OWN: dict[str, Telling] = {
     "neighbourhoods": _neighbourhoods,
     "normal_modes": _modes,
     "plane_group": _plane_group,
+    "site_symmetry": _site_symmetry,
     "species": _species,
     "strain_gpa": _strain,
     "texture": _texture,
