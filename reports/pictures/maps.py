@@ -207,7 +207,8 @@ def _most_probable(
     from matplotlib.colors import to_rgba
 
     best, sure = values.argmax(1), values.max(1)
-    floor = 1 / values.shape[1]
+    # Of one class alone all are as sure as can be.
+    floor = 1 / values.shape[1] if values.shape[1] > 1 else 0.0
     alpha = FAINTEST + (1 - FAINTEST) * np.clip((sure - floor) / (1 - floor), 0, 1)
     shown = [int(k) for k in np.argsort(-np.bincount(best, minlength=len(names)))]
     shown = [k for k in shown if (best == k).any()]

@@ -221,7 +221,7 @@ def wait_for(process: subprocess.Popen[str], event: Callable[[], bool]) -> None:
 def test_an_interrupted_comparison_keeps_its_finished_runs(cli, wall, tmp_path, monkeypatch):
     from atomzoo.reports import compare
 
-    monkeypatch.setattr(compare, "_row", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(compare, "leave_one_out", lambda *_: signal.raise_signal(signal.SIGINT))
     runs = tmp_path / "runs"
     rivals = ("wall_second_order", "wall_first_order")
     stopped = cli(
