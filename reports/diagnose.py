@@ -23,6 +23,8 @@ MCSE_SHARE = 0.05
 PREDICTIVE_P = 0.01
 # With fewer predictions no p-value is small enough to mean anything.
 LEAST_PREDICTIONS = 100
+# Of a mode that is as far away as that in standard deviations, errors are 2 % larger than told.
+LAST_STEP = 0.2
 # With fewer draws their weights have no tail that a Pareto distribution could be fitted to.
 LEAST_WEIGHED = 100
 PRIOR_SENSITIVITY = 0.05
@@ -84,7 +86,7 @@ def diagnose(run: xr.DataTree) -> list[Gate]:
 def sampling(run: xr.DataTree) -> list[Gate]:
     """The gates that ask whether the draws are those of the posterior."""
     if run.attrs.get("independent"):  # a closed form: there are no chains to agree
-        return []
+        return [*_importance(run), *_climb(run)]
     return [*_mixing(run), *_hamiltonian(run), *_importance(run)]
 
 
@@ -194,6 +196,14 @@ def _importance(run: xr.DataTree) -> list[Gate]:
     k = float(run.attrs["pareto_k"])
     text = "the importance sample represents the posterior; above, use ensemble"
     return [Gate("Pareto k of the draws", k, RELIABLE_K, k <= RELIABLE_K, text)]
+
+
+def _climb(run: xr.DataTree) -> list[Gate]:
+    if "last_step_sd" not in run.attrs:
+        return []
+    step = float(run.attrs["last_step_sd"])
+    text = "the last step to the posterior's mode, in standard deviations of what moved most"
+    return [Gate("last step", step, LAST_STEP, step <= LAST_STEP, text)]
 
 
 def _weighable(run: xr.DataTree) -> bool:

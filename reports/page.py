@@ -798,4 +798,5 @@ def _checks(entry: Entry) -> Conclusion:
     if noted:
         headline = f"{entry.name}: no check failed, {len(noted)} of {every} to note"
         return Conclusion("open", "One run", headline, answers=answers, cautions=cautions)
-    return Conclusion("won", "One run", f"{entry.name}: all {every} checks passed", answers=answers)
+    headline = f"{entry.name}: all {every} checks passed" if every else entry.name
+    return Conclusion("won", "One run", headline, answers=answers)

@@ -207,3 +207,11 @@ def test_a_prior_that_is_flat_moves_nothing():
 def test_a_gate_goes_to_json_as_plain_values():
     gate = Gate("R-hat", float("inf"), 1.01, False, "")
     assert gate.as_json() == {"name": "R-hat", "value": None, "threshold": 1.01, "passed": False}
+
+
+def test_draws_without_chains_are_judged_by_the_climb_and_by_their_weights():
+    told = {"independent": 1, "last_step_sd": 0.5, "pareto_k": 0.3}
+    found = gates(made(normal(draws=200), told))
+    assert not found["last step"].passed
+    assert found["Pareto k of the draws"].passed
+    assert "R-hat" not in found
