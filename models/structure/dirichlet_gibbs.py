@@ -511,7 +511,7 @@ def _concentration(
     """The concentration given how many vectors each cluster has, sticks integrated out, on a fine grid."""
     from scipy.special import betaln
 
-    grid = np.exp(np.linspace(*np.log(ALPHA), ALPHAS))
+    grid = np.geomspace(ALPHA[0], ALPHA[1], ALPHAS)
     first, second = sticks_of(number, grid[:, None])
     # Even steps of the logarithm: one more power.
     logs = prior[0] * np.log(grid) - prior[1] * grid

@@ -40,7 +40,7 @@ EVERY = 4
 # Moves that are looked at closely.
 MOVES = 12
 # Sets of seeds that are tried.
-STARTS = 3
+STARTS = 8
 # Vectors that are tried as the first of a new cluster.
 BIRTHS = 6
 

@@ -132,8 +132,8 @@ def posterior(
     confused = _confused(start.shares.sum(2))
     pairs = np.argwhere(np.triu(np.maximum(confused, confused.T), 1) > OVERLAP)
     drawn = {name: torch.as_tensor(value) for name, value in found.latents.items()}
-    names = derive(features, prior, {name: value[-NAMED:] for name, value in drawn.items()})
-    names = names["cluster"].values
+    last = {name: value[-NAMED:] for name, value in drawn.items()}
+    names = derive(features, prior, last)["cluster"].values
     text = "; ".join(f"{names[a]} and {names[b]}" for a, b in pairs.tolist())
     return Told(
         {

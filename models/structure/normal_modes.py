@@ -188,8 +188,8 @@ def normal_modes(atoms: View, prior: Prior) -> None:
     the mode is found all the same, and its amplitudes are drawn a little towards the middle.
     **Fails** where centres are looser than their neighbours: disorder of the centre alone looks like a pair of modes,
     the polar ones. What shifts of whole rows do is left out beforehand (`scan`), and so is a strain that does the
-    same. With 10⁴ atoms and more all that is there is a mode, of less than a picometre too: look at the sizes. Errors of
-    columns that were fitted together are taken as independent: a mode below the error of a position may be of the fit.
+    same. With 10⁴ atoms and more all that is there is a mode, of less than a picometre too: look at the sizes. Errors
+    of columns fitted together are taken as independent: a mode below the error of a position may be of the fit.
     **Identifiable**: the number of modes and the space that they span; single modes only where their variances differ
     by more than their errors, each up to its sign. What all cells share is in the mean, not in a mode. Patterns have no
     units, amplitudes are in nm: their product is how each neighbour is displaced.
