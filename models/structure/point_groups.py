@@ -334,11 +334,11 @@ class Site:
         sums = [self._by_shell(part[:, 0]) for part in (real, imaginary)]
         motif = [self._by_shell(part[:, 1]) for part in (real, imaginary)]
         common = self.arrangement.first * (self.noise**2 + centre)
-        held, freed, moved, adrift = (
+        held, freed, whole, adrift = (
             self._gaussian(p, squares, common, sums) for p in (told, free, moving, loose)
         )
         # Only h = 0 moves a shell as a whole.
-        freed = _Gaussian(torch.cat([moved.log[:1], freed.log[1:]]), moved.cross)
+        freed = _Gaussian(torch.cat([whole.log[:1], freed.log[1:]]), whole.cross)
         breathing = self._one(known, squares[:, 1]) - held.log[1]
         twist = self._twist(free, motif)
         gain = freed.log - held.log
