@@ -475,9 +475,10 @@ def _as_dataset(
         "information_gain": (gained.numpy(), "nat"),
     }
     made = {name: ("atom", array, {"units": unit}) for name, (array, unit) in per_atom.items()}
+    told = xr.Dataset(made, {"atom": view.data["atom"]} if "atom" in view.data.coords else {})
     # That of the bulk, which most atoms are.
-    made["orientation"][2]["period"] = 360.0 / float(layout.symmetry[0])
-    return xr.Dataset(made, {"atom": view.data["atom"]} if "atom" in view.data.coords else {})
+    told["orientation"].attrs["period"] = 360.0 / float(layout.symmetry[0])
+    return told
 
 
 def _posterior(
