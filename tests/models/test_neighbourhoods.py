@@ -30,7 +30,7 @@ MODEL = find("neighbourhoods")
 FEW = {"set": "vague", "clusters": 6.0}
 
 
-def told_of(data, prior=None, seed=0, draws=100):
+def told_of(data, prior=None, seed=0, draws=40):
     return posterior(View(data), MODEL.resolve(data, prior), draws=draws, seed=seed)
 
 
@@ -190,7 +190,7 @@ def test_splits_and_joins_leave_the_posterior_of_partitions_as_it_is():
 
 def test_kinds_have_names_and_chains_are_judged_by_what_no_names_change():
     sheet = atomzoo.simulate("tmd", gives="atoms", seed=3, field=4.0, tungsten=0.1)
-    run = fit("neighbourhoods", sheet, seed=1, draws=100, predictive=0)
+    run = fit("neighbourhoods", sheet, seed=1, draws=40, predictive=0)
     names = run["classes"]["cluster_class"].values.tolist()
     assert len(set(names)) == len(names)
     assert sum(name.startswith("3 neighbours, 0.18 nm") for name in names) >= 2
