@@ -339,9 +339,10 @@ class _Mode:
 
     @classmethod
     def at(cls, target: _Target, point: Tensor) -> _Mode:
-        precision = _positive(target.curvature(point)[0])
-        factor = _factor(torch.linalg.inv(precision))
-        assert factor is not None, "a clamped matrix has a factor"
+        value, vector = torch.linalg.eigh(target.curvature(point)[0])
+        # By orthogonal steps alone: where a climb has ended on a slope, eigenvalues differ by more than digits hold.
+        upper = torch.linalg.qr((vector * value.clamp(min=FLAT).rsqrt()).T).R
+        factor = (upper * upper.diagonal().sign()[:, None]).T
         dim = point.shape[1]
         mass = target.in_parts(point)[0] + factor.diagonal().log().sum()
         return cls(point, factor, float(mass) + 0.5 * dim * math.log(2 * math.pi))

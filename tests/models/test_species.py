@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from atomzoo.datasets.derived.brightness import brightness
 from atomzoo.datasets.kinds import DataError, dataset, validate
 from atomzoo.datasets.scenes import simulate
 from atomzoo.inference.fit import fit
-from atomzoo.models.structure.brightness_levels import smooth
+from atomzoo.models.structure.brightness_levels import _Mode, smooth
 from atomzoo.models.structure.species import (
     _largest_block,
     atoms_with_species,
@@ -140,3 +141,21 @@ def test_the_largest_block_is_found():
     there[0:6, 0:2] = True
     rows, cols = _largest_block(there)
     assert (rows.start, rows.stop, cols.start, cols.stop) == (1, 4, 0, 7)
+
+
+def test_a_climb_that_ended_on_a_steep_slope_has_a_factor_all_the_same():
+    generator = torch.Generator().manual_seed(1)
+    axes = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64, generator=generator)).Q
+    level = torch.tensor([-4e11, -1.0, 3e-2, 40.0, 8e12], dtype=torch.float64)
+
+    class Slope:
+        def curvature(self, points):
+            return (axes * level @ axes.T)[None]
+
+        def in_parts(self, points):
+            return torch.zeros(len(points), dtype=torch.float64)
+
+    found = _Mode.at(Slope(), torch.zeros(1, 5, dtype=torch.float64))
+    assert bool(found.factor.isfinite().all())
+    assert bool((found.factor.diagonal() > 0).all())
+    assert math.isfinite(found.mass)
