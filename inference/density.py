@@ -42,6 +42,8 @@ Traced = Callable[..., tuple[Tensor, ...]]
 BATCH, VALUES = 64, 256
 # Numbers that draws may make of the data in one stroke, a few of which fit into a processor's cache.
 AT_ONCE = 1_000_000
+# Numbers that a whole traced batch may make of the data, though few of its points be asked for: half a gigabyte.
+MOST_TRACED = 64_000_000
 # What torch says of a function that takes one point only.
 ONE_AT_A_TIME = (
     "data-dependent control flow",
@@ -766,7 +768,7 @@ class Density:
 
     def constrain(self, z: Tensor, held: Mapping[str, Tensor] | None = None) -> Values:
         """Latents and derived quantities by name, with a leading axis over the batch of flat vectors."""
-        if not held and self.networks is None:
+        if not held and self.networks is None and VALUES * self._elements <= MOST_TRACED:
             found = self._in_batches(self._traced(VALUES, "constrained"), VALUES, z)
             return dict(zip(self.names, found, strict=True))
 
@@ -907,6 +909,11 @@ class Density:
         found: Values = self.each(one, z, held)
         return found
 
+    @property
+    def _elements(self) -> int:
+        """Numbers that are observed."""
+        return max(1, sum(self.view._size_of(name) for name in self.observed))
+
     def each(
         self,
         one: Callable[[Tensor, Values], Any],
@@ -915,8 +922,7 @@ class Density:
     ) -> Any:
         """Apply a function of a flat vector and what is held to every draw, a bounded number at a time."""
         held = dict(held or {})
-        elements = max(1, sum(self.view._size_of(name) for name in self.observed))
-        chunk = max(1, AT_ONCE // (elements + self.dim + 1))
+        chunk = max(1, AT_ONCE // (self._elements + self.dim + 1))
         pieces = []
         with pyro.validation_enabled(False), torch.no_grad():
             for start in range(0, len(z), chunk):
