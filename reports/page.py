@@ -798,5 +798,5 @@ def _checks(entry: Entry) -> Conclusion:
     if noted:
         headline = f"{entry.name}: no check failed, {len(noted)} of {every} to note"
         return Conclusion("open", "One run", headline, answers=answers, cautions=cautions)
-    headline = f"{entry.name}: all {every} checks passed" if every else entry.name
-    return Conclusion("won", "One run", headline, answers=answers)
+    passed = {0: "", 1: ": the one check passed"}.get(every, f": all {every} checks passed")
+    return Conclusion("won", "One run", entry.name + passed, answers=answers)

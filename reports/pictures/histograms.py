@@ -51,12 +51,14 @@ def _histogram(seen: Seen, name: str) -> Picture:
         axes.set_xlabel(axis_label(label, seen.units(name)))
 
     means = f"the observed mean is {significant(float(values.mean()), 3)}"
+    beside = ""
     if made is not None:
         means += f", the predicted {significant(float(made.mean()), 3)}"
+        beside = f" (outline) on what {seen.best.name} predicts (filled)"
     return draw(
         build,
-        f"Histogram of the observed {label} (outline) on what {seen.best.name} predicts (filled); {means}.",
-        f"{label.capitalize()}: observed (outline) on what {seen.best.name} predicts (filled).",
+        f"Histogram of the observed {label}{beside}; {means}.",
+        f"{label.capitalize()}: observed{beside}.",
         size=(WIDTH, 2.2),
     )
 
