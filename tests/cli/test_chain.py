@@ -15,6 +15,7 @@ from atomzoo.datasets.scenes import simulate
 from atomzoo.inference.runs import read_run, write_run
 from atomzoo.reports.given import given_by
 from atomzoo.tests.datasets.gatan import gatan
+from atomzoo.tests.datasets.signals import signal_of
 
 PIXEL = 0.0125
 
@@ -135,31 +136,11 @@ def test_whatever_the_file_the_same_image_is_read(image, cli, tmp_path, suffix):
         options = ("--pixel-size", f"{1000 * PIXEL} pm")
     else:
         writer = importlib.import_module(f"rsciio.{VENDOR[suffix]}")
-        writer.file_writer(str(path), _signal(values))
+        writer.file_writer(str(path), signal_of(values, (PIXEL, PIXEL), "nm"))
     found = cli("inspect", path, *options)
     assert found.code == 0, found
     assert re.search(r"columns +yes", found.out)
     assert re.search(rf"x +\d+ x +nm +0 +{PIXEL * (values.shape[1] - 1):.4g}", found.out)
-
-
-def _signal(values: np.ndarray) -> dict:
-    axes = [
-        {"name": name, "size": n, "scale": PIXEL, "offset": 0.0, "units": "nm", "navigate": False}
-        for name, n in zip("yx", values.shape, strict=True)
-    ]
-    return {
-        "data": values,
-        "axes": axes,
-        "metadata": {"General": {"title": "HAADF"}, "Signal": {}},
-        "original_metadata": {},
-        "attributes": {"_lazy": False, "ragged": False},
-        "package_info": {},
-        "package": "test",
-        "package_version": "0",
-        "learning_results": {},
-        "models": {},
-        "tmp_parameters": {},
-    }
 
 
 def test_a_run_that_gives_nothing_is_refused_where_data_are_wanted(refused, fitted, tmp_path):

@@ -23,6 +23,7 @@ from atomzoo.datasets.kinds import KINDS, DataError, dataset, measured_kinds
 from atomzoo.tests.datasets.examples import examples
 from atomzoo.tests.datasets.gatan import gatan
 from atomzoo.tests.datasets.malformed import CANARY, SAYS, malformed_files
+from atomzoo.tests.datasets.signals import signal_of
 
 VENDOR_CASES = {".tif", ".dm3", ".dm4", ".ser", ".hspy", ".emd"}
 BOMBS = [
@@ -788,37 +789,6 @@ def test_compression_that_keeps_its_word_is_read(tmp_path: Path, monkeypatch) ->
 # Microscopes
 
 
-def signal_of(values: np.ndarray, scale: float, units: str) -> dict:
-    """An image in RosettaSciIO's form."""
-    axes = [
-        {
-            "name": name,
-            "size": size,
-            "scale": scale * (1 + at),
-            "offset": 0.0,
-            "units": units,
-            "navigate": False,
-            "index_in_array": at,
-            "_type": "UniformDataAxis",
-            "is_binned": False,
-        }
-        for at, (name, size) in enumerate(zip("yx", values.shape, strict=True))
-    ]
-    return {
-        "data": values,
-        "axes": axes,
-        "metadata": {"General": {"title": "HAADF"}, "Signal": {"signal_type": ""}},
-        "original_metadata": {"blob": "x" * 100_000},
-        "attributes": {"_lazy": False, "ragged": False},
-        "package_info": {},
-        "package": "test",
-        "package_version": "0",
-        "learning_results": {},
-        "models": {},
-        "tmp_parameters": {},
-    }
-
-
 @pytest.mark.parametrize("suffix", [".hspy", ".emd", ".tif"])
 @pytest.mark.parametrize(("scale", "units"), [(0.02, "nm"), (0.2, "Å"), (20, "pm"), (2e-5, "µm")])
 def test_what_rosettasciio_wrote_is_read_in_nm(
@@ -830,7 +800,7 @@ def test_what_rosettasciio_wrote_is_read_in_nm(
     values = PICTURE.astype("f4")
     path = tmp_path / f"a{suffix}"
     writer = importlib.import_module(f"rsciio.{VENDOR[suffix]}")
-    writer.file_writer(str(path), signal_of(values, scale, units))
+    writer.file_writer(str(path), signal_of(values, (scale, 2 * scale), units))
     data = read(path)
     assert data.attrs["kind"] == "image"
     np.testing.assert_array_equal(data["intensity"], values)
@@ -849,7 +819,7 @@ def test_a_diffraction_pattern_is_refused(tmp_path: Path, suffix: str) -> None:
 
     path = tmp_path / f"a{suffix}"
     writer = importlib.import_module(f"rsciio.{VENDOR[suffix]}")
-    writer.file_writer(str(path), signal_of(PICTURE.astype("f4"), 0.1, "1/nm"))
+    writer.file_writer(str(path), signal_of(PICTURE.astype("f4"), (0.1, 0.2), "1/nm"))
     assert "reciprocal space" in message(path)
 
 
